@@ -1,0 +1,119 @@
+"""What can be made, by name: Variant, the table VARIANTS, and the Recipe that is hashed into every published card."""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from hubquant.errors import UsageError
+
+Format = Literal["gptq", "awq", "gguf"]
+
+
+class Frozen(BaseModel):
+    """A value: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Variant(Frozen):
+    """One thing that can be made of a base model.
+
+    `bits` is the nominal width (the gate's limits go by it). GPTQ and AWQ use `group_size` (input channels that share a
+    scale) and `symmetric`; GGUF uses `mixture`, llama.cpp's name for its choice of types per tensor.
+    """
+
+    name: str
+    format: Format
+    bits: int
+    group_size: int = 0
+    symmetric: bool = True
+    mixture: str = ""
+
+    @property
+    def repo_suffix(self) -> str:
+        """What the published repo's name ends in: tiny-llama-AWQ, -GPTQ-Int4, -GGUF."""
+        if self.format == "gguf":
+            return "GGUF"
+        if self.format == "gptq":
+            return f"GPTQ-Int{self.bits}"
+        return "AWQ" if self.bits == 4 else f"AWQ-Int{self.bits}"
+
+    @property
+    def folder(self) -> str:
+        """Folder of the artifact below the output folder: GGUF files share one, others have their own."""
+        return "gguf" if self.format == "gguf" else self.name
+
+
+VARIANTS: dict[str, Variant] = {
+    "gptq-int4-g128": Variant(name="gptq-int4-g128", format="gptq", bits=4, group_size=128, symmetric=True),
+    "awq-int4-g128": Variant(name="awq-int4-g128", format="awq", bits=4, group_size=128, symmetric=False),
+    "gguf-q8_0": Variant(name="gguf-q8_0", format="gguf", bits=8, mixture="Q8_0"),
+    "gguf-q6_k": Variant(name="gguf-q6_k", format="gguf", bits=6, mixture="Q6_K"),
+    "gguf-q5_k_m": Variant(name="gguf-q5_k_m", format="gguf", bits=5, mixture="Q5_K_M"),
+    "gguf-q4_k_m": Variant(name="gguf-q4_k_m", format="gguf", bits=4, mixture="Q4_K_M"),
+}
+
+DEFAULT_VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q8_0", "gguf-q6_k", "gguf-q4_k_m")
+
+
+def variant(name: str) -> Variant:
+    """The variant of that name. Raises UsageError naming the known ones."""
+    try:
+        return VARIANTS[name]
+    except KeyError:
+        raise UsageError(f"unknown variant {name!r}; known: {', '.join(VARIANTS)}") from None
+
+
+class Calibration(Frozen):
+    """Where the calibration tokens come from: `windows` windows of `window` tokens, spread evenly over the text."""
+
+    source: str = "hubquant/prose-calib"
+    text_sha256: str = ""
+    windows: int = Field(default=64, ge=1)
+    window: int = Field(default=512, ge=2)
+
+
+class EvaluationPlan(Frozen):
+    """What is scored: the text, and the protocols by name (`gptq-512`, `llamacpp-512`, ...; the first one decides)."""
+
+    source: str = "hubquant/prose-eval"
+    text_sha256: str = ""
+    protocols: tuple[str, ...] = ("gptq-512",)
+    max_tokens: int = Field(default=16384, ge=2)
+
+
+class Limit(Frozen):
+    """The gate for one bit width: all three must hold."""
+
+    perplexity_ratio: float
+    mean_kl: float
+    top1_agreement: float
+
+
+# By nominal bits; anchors: llama.cpp's table for Llama-3-8B and our own small models. Models below 3 B parameters lose more.
+QUALITY_LIMITS: dict[int, Limit] = {
+    8: Limit(perplexity_ratio=1.01, mean_kl=0.01, top1_agreement=0.95),
+    6: Limit(perplexity_ratio=1.03, mean_kl=0.03, top1_agreement=0.90),
+    5: Limit(perplexity_ratio=1.06, mean_kl=0.06, top1_agreement=0.85),
+    4: Limit(perplexity_ratio=1.15, mean_kl=0.15, top1_agreement=0.75),
+    3: Limit(perplexity_ratio=1.40, mean_kl=0.40, top1_agreement=0.60),
+}
+
+
+class Recipe(Frozen):
+    """Everything that decides the published bytes and whether they are published, but for the base and hubquant's version."""
+
+    variants: tuple[str, ...] = DEFAULT_VARIANTS
+    calibration: Calibration = Calibration()
+    evaluation: EvaluationPlan = EvaluationPlan()
+    limits: dict[int, Limit] = Field(default_factory=lambda: dict(QUALITY_LIMITS))
+
+    def canonical_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @property
+    def sha256(self) -> str:
+        """The recipe hash: sha256 of the canonical JSON, 64 hex digits."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
