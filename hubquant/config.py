@@ -62,9 +62,7 @@ class Settings(Frozen):
             with path.open("rb") as file:
                 return cls.model_validate(tomllib.load(file))
         except OSError as error:
-            raise UsageError(
-                f"cannot read {path}: {error.strerror}; write one, or name another with --config"
-            ) from None
+            raise UsageError(f"cannot read {path}: {error.strerror}; write one, or name another with --config") from None
         except tomllib.TOMLDecodeError as error:
             raise UsageError(f"{path} is not valid TOML: {error}") from None
         except ValidationError as error:
