@@ -69,7 +69,7 @@ def variant(name: str) -> Variant:
 class Calibration(Frozen):
     """Where the calibration tokens come from: `windows` windows of `window` tokens, spread evenly over the text."""
 
-    source: str = "hubquant/prose-calib"
+    source: str = "prose-calib"
     text_sha256: str = ""
     windows: int = Field(default=64, ge=1)
     window: int = Field(default=512, ge=2)
@@ -78,7 +78,7 @@ class Calibration(Frozen):
 class EvaluationPlan(Frozen):
     """What is scored: the text, and the protocols by name (`gptq-512`, `llamacpp-512`, ...; the first one decides)."""
 
-    source: str = "hubquant/prose-eval"
+    source: str = "prose-eval"
     text_sha256: str = ""
     protocols: tuple[str, ...] = ("gptq-512",)
     max_tokens: int = Field(default=16384, ge=2)
