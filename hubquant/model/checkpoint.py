@@ -1,0 +1,100 @@
+"""A checkpoint folder read lazily: safetensors only, memory-mapped, one tensor at a time."""
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from hubquant.errors import BadModel
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class TensorSource(Protocol):
+    """Anything that gives dense weights by their Hugging Face names: a checkpoint, or what was published, decoded."""
+
+    def names(self) -> list[str]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+class Checkpoint:
+    """The weights of a folder as `from_pretrained` finds them: `model.safetensors` or the shards of its index.
+
+    Raises BadModel if the weights are pickles, a shard is missing or truncated, or a tensor is not of a float type.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._shards: dict[str, Any] = {}
+        self._shard_of: dict[str, str] = {}
+        for file in self._files():
+            self._open(file)
+        expected = self._index()
+        for name in sorted(set(expected) - set(self._shard_of)):
+            raise BadModel(f"{folder}: tensor {name} is listed in the index for {expected[name]}, which does not hold it")
+        for name in self._shard_of:
+            dtype = self._slice(name).get_dtype()
+            if dtype not in FLOAT_DTYPES:
+                raise BadModel(f"{self._shard_of[name]}: tensor {name} has dtype {dtype}; expected one of {', '.join(FLOAT_DTYPES)}")
+
+    def names(self) -> list[str]:
+        return list(self._shard_of)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shard_of
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._slice(name).get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor in its stored dtype. Raises BadModel naming the tensor if it is missing, NaN or infinite."""
+        if name not in self._shard_of:
+            raise BadModel(f"{self.folder}: no tensor {name} in the checkpoint; is it complete?")
+        value: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        if not torch.isfinite(value).all():
+            bad = int((~torch.isfinite(value)).sum())
+            raise BadModel(f"{self._shard_of[name]}: tensor {name} holds {bad} NaN or infinite values; the base is damaged")
+        return value
+
+    def _slice(self, name: str) -> Any:
+        return self._shards[self._shard_of[name]].get_slice(name)
+
+    def _index(self) -> dict[str, str]:
+        index = self.folder / "model.safetensors.index.json"
+        if not index.exists():
+            return {}
+        try:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            return {str(name): str(file) for name, file in weight_map.items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise BadModel(f"{index.name} is not a safetensors index (no weight_map)") from None
+
+    def _files(self) -> list[str]:
+        index = self._index()
+        if index:
+            return sorted(set(index.values()))
+        if (self.folder / "model.safetensors").exists():
+            return ["model.safetensors"]
+        pickles = sorted(p.name for p in self.folder.glob("*.bin")) + sorted(p.name for p in self.folder.glob("*.pt*"))
+        if pickles:
+            raise BadModel(f"{self.folder.name} has only pickled weights ({pickles[0]}); hubquant reads safetensors only")
+        raise BadModel(f"{self.folder} holds no model.safetensors and no index of shards")
+
+    def _open(self, file: str) -> None:
+        path = self.folder / file
+        if Path(file).name != file:
+            raise BadModel(f"the index names a shard outside the folder: {file!r}")
+        if not path.exists():
+            raise BadModel(f"{self.folder.name}: shard {file} is missing")
+        try:
+            shard = safe_open(path, framework="pt")
+            names = list(shard.keys())
+        except (SafetensorError, OSError) as error:
+            raise BadModel(f"{file} is damaged or truncated: {error}") from None
+        self._shards[file] = shard
+        for name in names:
+            self._shard_of[name] = file
