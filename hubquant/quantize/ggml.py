@@ -1,0 +1,92 @@
+"""The GGUF block types: weights to bytes and back. The mathematics is in hubquant_kernels; here the input is checked."""
+
+from typing import Literal
+
+import torch
+from hubquant_kernels.ggml_dequantize import ggml_dequantize
+from hubquant_kernels.ggml_quantize import ggml_quantize
+from hubquant_kernels.ggml_types import GGML_TYPES, GgmlType
+from torch import Tensor
+
+from hubquant.errors import BadModel, UsageError
+
+__all__ = ["GGML_TYPES", "GgmlType", "decode", "encode", "fallback", "ggml_type", "row_bytes"]
+
+Mode = Literal["best", "reference"]
+
+# llama.cpp's substitute when a row is not a whole number of 256-weight blocks
+_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+
+# the scale of a block is a float16
+_LARGEST = 65504.0
+
+
+def ggml_type(type_name: str) -> GgmlType:
+    """The type of that name. Raises UsageError naming the known ones."""
+    try:
+        return GGML_TYPES[type_name]
+    except KeyError:
+        raise UsageError(f"unknown GGUF type {type_name!r}; known: {', '.join(GGML_TYPES)}") from None
+
+
+def row_bytes(type_name: str, n: int) -> int:
+    """Bytes that a row of n weights takes. Raises BadModel where n is not a whole number of blocks."""
+    kind = ggml_type(type_name)
+    if n % kind.block_size:
+        raise BadModel(
+            f"a row of {n} weights is not a multiple of {kind.name}'s block of {kind.block_size}; use {fallback(kind.name, n)} for this tensor"
+        )
+    return n // kind.block_size * kind.type_size
+
+
+def fallback(type_name: str, n: int) -> str:
+    """The type llama.cpp stores rows of n weights in when `type_name` is asked for: the same where it fits."""
+    kind = ggml_type(type_name)
+    if n % kind.block_size == 0:
+        return type_name
+    substitute = _FALLBACK.get(type_name, type_name)
+    return substitute if n % GGML_TYPES[substitute].block_size == 0 else "F16"
+
+
+def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mode: Mode = "best") -> Tensor:
+    """Weights [out, in], float → uint8 [out, row_bytes].
+
+    `importance` [in] ≥ 0 is the mean squared input of each column; without it all columns count alike. `mode` "reference"
+    gives the bytes of llama.cpp, "best" the lowest Σ importance·error² found in the same number of bytes.
+    Raises BadModel on a row that is not a whole number of blocks and on NaN, infinite or too large values.
+    """
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise BadModel(f"{type_name} needs a float matrix, not {weight.dtype} of shape {tuple(weight.shape)}")
+    row_bytes(type_name, weight.shape[1])
+    _check_values(weight, type_name)
+    if importance is not None:
+        importance = _checked_importance(importance, weight)
+    return ggml_quantize(weight, importance, type_name, mode)
+
+
+def _check_values(weight: Tensor, type_name: str) -> None:
+    low, high = (t.item() for t in torch.aminmax(weight)) if weight.numel() else (0.0, 0.0)
+    largest = max(-low, high)
+    if largest != largest or largest == float("inf"):
+        bad = int((~weight.isfinite()).sum())
+        raise BadModel(f"{bad} of {weight.numel()} weights are NaN or infinite; the tensor cannot be stored as {type_name}")
+    if largest > _LARGEST and type_name not in ("F32", "BF16"):
+        raise BadModel(
+            f"a weight of magnitude {largest:g} does not fit {type_name}, whose scales are float16; keep the tensor in BF16 or F32"
+        )
+
+
+def _checked_importance(importance: Tensor, weight: Tensor) -> Tensor:
+    if importance.shape != weight.shape[1:]:
+        raise BadModel(f"importance of shape {tuple(importance.shape)} does not match {weight.shape[1]} input columns")
+    if not bool(torch.isfinite(importance).all() & (importance >= 0).all()):
+        raise BadModel("importance must be finite and not negative; calibrate again")
+    return importance.to(device=weight.device, dtype=torch.float32)
+
+
+def decode(data: Tensor, type_name: str) -> Tensor:
+    """uint8 [out, row_bytes] → float32 [out, in]. Raises BadModel where the bytes are not whole blocks."""
+    kind = ggml_type(type_name)
+    if data.dtype != torch.uint8 or data.ndim != 2 or data.shape[1] % kind.type_size:
+        raise BadModel(f"{data.dtype} of shape {tuple(data.shape)} is no rows of {kind.name} blocks of {kind.type_size} bytes")
+    return ggml_dequantize(data, type_name)
