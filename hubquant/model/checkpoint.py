@@ -10,8 +10,6 @@ from torch import Tensor
 
 from hubquant.errors import BadModel
 
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
-
 
 class TensorSource(Protocol):
     """Anything that gives dense weights by their Hugging Face names: a checkpoint, or what was published, decoded."""
@@ -27,6 +25,8 @@ class Checkpoint:
     Raises BadModel if the weights are pickles, a shard is missing or truncated, or a tensor is not of a float type.
     """
 
+    dtypes: tuple[str, ...] = ("F64", "F32", "F16", "BF16")
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._shards: dict[str, Any] = {}
@@ -38,8 +38,8 @@ class Checkpoint:
             raise BadModel(f"{folder}: tensor {name} is listed in the index for {expected[name]}, which does not hold it")
         for name in self._shard_of:
             dtype = self._slice(name).get_dtype()
-            if dtype not in FLOAT_DTYPES:
-                raise BadModel(f"{self._shard_of[name]}: tensor {name} has dtype {dtype}; expected one of {', '.join(FLOAT_DTYPES)}")
+            if dtype not in self.dtypes:
+                raise BadModel(f"{self._shard_of[name]}: tensor {name} has dtype {dtype}; expected one of {', '.join(self.dtypes)}")
 
     def names(self) -> list[str]:
         return list(self._shard_of)
@@ -55,7 +55,7 @@ class Checkpoint:
         if name not in self._shard_of:
             raise BadModel(f"{self.folder}: no tensor {name} in the checkpoint; is it complete?")
         value: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
-        if not torch.isfinite(value).all():
+        if value.is_floating_point() and not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
             raise BadModel(f"{self._shard_of[name]}: tensor {name} holds {bad} NaN or infinite values; the base is damaged")
         return value

@@ -69,7 +69,9 @@ class Decoder:
             with init_empty_weights(include_buffers=False):
                 self.model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=self.dtype)
         except ValueError as error:
-            raise BadModel(f"architecture {config.model_type!r} is not a causal language model: {str(error).splitlines()[0]}") from None
+            raise BadModel(
+                f"architecture {config.model_type!r} is not a causal language model: {str(error).splitlines()[0]}"
+            ) from None
         self.model.eval()
         for buffer_owner in self.model.modules():
             for name, buffer in buffer_owner.named_buffers(recurse=False):
@@ -99,7 +101,9 @@ class Decoder:
         """
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         if int(windows.max()) >= vocabulary:
-            raise BadModel(f"token id {int(windows.max())} is beyond the vocabulary of {vocabulary}: tokenizer and model do not match")
+            raise BadModel(
+                f"token id {int(windows.max())} is beyond the vocabulary of {vocabulary}: tokenizer and model do not match"
+            )
         first = self._relays[0]
         seen: list[Tensor] = []
         handle = first.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach().clone()))

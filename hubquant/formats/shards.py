@@ -1,0 +1,83 @@
+"""safetensors written as a stream: tensors go to disk as they come, the header is put in front at the end."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+}  # fmt: skip
+MAX_SHARD_BYTES = 5 * 10**9
+
+
+class ShardWriter:
+    """Writes `model.safetensors`, or numbered shards and their index past `max_shard_bytes`, into `folder`.
+
+    Nothing under a final name exists before `finish`; only one tensor is in memory at a time.
+    """
+
+    def __init__(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+        self.folder, self.max_shard_bytes = folder, max_shard_bytes
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.part"):
+            leftover.unlink()
+        self._headers: list[dict[str, dict[str, object]]] = [{}]
+        self._sizes = [0]
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Append one tensor. Opens the next shard when this one would grow past the limit."""
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        if self._sizes[-1] and self._sizes[-1] + raw.nbytes > self.max_shard_bytes:
+            self._headers.append({})
+            self._sizes.append(0)
+        start = self._sizes[-1]
+        with self._spool(len(self._sizes) - 1).open("ab") as file:
+            raw.tofile(file)
+        self._sizes[-1] += raw.nbytes
+        self._headers[-1][name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, self._sizes[-1]],
+        }
+
+    def finish(self) -> list[str]:
+        """Put the files in place and return their names."""
+        count = len(self._headers)
+        names = ["model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        for i, name in enumerate(names):
+            self._assemble(i, self.folder / name)
+        if count > 1:
+            weight_map = {tensor: names[i] for i, header in enumerate(self._headers) for tensor in header}
+            index = {"metadata": {"total_size": sum(self._sizes)}, "weight_map": dict(sorted(weight_map.items()))}
+            write_json(self.folder / "model.safetensors.index.json", index)
+            names.append("model.safetensors.index.json")
+        return names
+
+    def _spool(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard}.data.part"
+
+    def _assemble(self, shard: int, path: Path) -> None:
+        header = json.dumps({"__metadata__": {"format": "pt"}, **self._headers[shard]}, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        partial = path.with_name(path.name + ".part")
+        with partial.open("wb") as target:
+            target.write(len(header).to_bytes(8, "little") + header)
+            if self._sizes[shard]:
+                with self._spool(shard).open("rb") as data:
+                    shutil.copyfileobj(data, target, 1 << 22)
+                self._spool(shard).unlink()
+            target.flush()
+            os.fsync(target.fileno())
+        partial.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Pretty JSON under a temporary name, then put in place."""
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

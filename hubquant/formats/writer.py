@@ -1,0 +1,30 @@
+"""What the pass asks of a format: take each tensor once, in any order, and leave a finished folder."""
+
+import hashlib
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from hubquant.artifact import Artifact
+from hubquant.model.layer import Layer
+from hubquant.recipe import Variant
+
+
+class ArtifactWriter(Protocol):
+    """One variant on its way to disk. Nothing has a final name before `finish`."""
+
+    variant: Variant
+
+    def add_outside(self, name: str, tensor: Tensor) -> None:
+        """A parameter outside the decoder layers (embeddings, final norm, head), float32, by its full name."""
+
+    def add_layer(self, layer: Layer) -> None:
+        """Solve and store one decoder layer."""
+
+    def finish(self) -> Artifact: ...
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

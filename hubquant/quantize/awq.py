@@ -1,0 +1,55 @@
+"""AWQ (Lin et al. 2023, arXiv 2306.00978): scale up the input channels that matter before rounding, undo it in the layer before.
+
+What differs from the paper: the loss of a scale is tr(ΔHΔᵀ) from the Hessian, which is exact at the linears' output and
+needs no second forward; clipping is the range search of the grid under the same Hessian.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hubquant.quantize.grid import Grid, round_to_nearest
+
+RATIOS = 20
+
+
+def search_scale(
+    weights: Sequence[Tensor], hessian: Tensor, mean_abs: Tensor, grid: Grid, channels: Tensor | None = None
+) -> Tensor:
+    """The channel scale s [in] with the least Σ tr(ΔHΔᵀ), Δ = Q(W·s)/s − W, over s = mean_abs^ratio, ratio in [0, 1).
+
+    `weights`: the [out, in] matrices that share the input. `channels` [in] names the source of each channel where the
+    absorber feeds several of them (grouped-query attention): those share one scale. Ratio 0 is plain rounding, so the
+    result is never worse than that by this loss.
+    """
+    best, best_loss = torch.ones_like(mean_abs), float("inf")
+    for step in range(RATIOS):
+        s = _normalized(_per_source(mean_abs, channels).clamp_min(1e-8).pow(step / RATIOS), mean_abs > 0)
+        loss = sum(_loss(w, hessian, s, grid) for w in weights)
+        if loss < best_loss:
+            best, best_loss = s, loss
+    return best
+
+
+def _loss(weight: Tensor, hessian: Tensor, s: Tensor, grid: Grid) -> float:
+    delta = round_to_nearest(weight * s, grid).dequantize() / s - weight
+    return float(((delta @ hessian) * delta).sum())
+
+
+def _per_source(mean_abs: Tensor, channels: Tensor | None) -> Tensor:
+    """mean_abs with every channel replaced by the mean over the channels of its source."""
+    if channels is None:
+        return mean_abs
+    n = int(channels.max()) + 1
+    total = torch.zeros(n, device=mean_abs.device).index_add_(0, channels, mean_abs)
+    count = torch.zeros(n, device=mean_abs.device).index_add_(0, channels, torch.ones_like(mean_abs))
+    return (total / count.clamp_min(1))[channels]
+
+
+def _normalized(s: Tensor, live: Tensor) -> Tensor:
+    """Geometric middle of the live channels at 1; dead channels stay at 1. Bounded, so that float16 holds what is folded."""
+    if not bool(live.any()):
+        return torch.ones_like(s)
+    middle = (s[live].max() * s[live].min()).sqrt()
+    return torch.where(live, (s / middle).clamp(1e-3, 1e3), torch.ones_like(s))

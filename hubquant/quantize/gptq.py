@@ -1,0 +1,74 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): round channel by channel, let later channels make up for each error.
+
+What differs from the paper: channels are taken in order of importance without leaving their groups (whole groups first,
+then channels inside a group), so no g_idx has to be stored; a group's scale is searched under the error that remains
+after compensation; damping rises until the Cholesky factorization succeeds.
+"""
+
+import torch
+from hubquant_kernels.gptq_block import gptq_block
+from torch import Tensor
+
+from hubquant.quantize.grid import Grid, QuantizedWeight, fit_group
+
+DAMP_RATIO = 0.05
+MAX_DAMP_RATIO = 1.0
+
+
+def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
+    """Quantize weight [out, in] under hessian [in, in] = Σxᵀx; in is a multiple of grid.group_size.
+
+    Channels without any activation (zero diagonal) get weight zero: they cannot be seen in the output.
+    """
+    W, H = weight.float().clone(), hessian.clone()
+    dead = H.diagonal() == 0
+    W[:, dead] = 0
+    order = group_order(H.diagonal(), grid.group_size)
+    W, H = W[:, order], H[order][:, order]
+    U = inverse_cholesky(H, damp_ratio)
+    n_groups = W.shape[1] // grid.group_size
+    codes = torch.empty_like(W, dtype=torch.uint8)
+    scales, zeros = W.new_empty(W.shape[0], n_groups), W.new_empty(W.shape[0], n_groups)
+    for start in range(0, W.shape[1], grid.group_size):
+        end = start + grid.group_size
+        U_block = U[start:end, start:end].contiguous()
+        metric = torch.linalg.solve_triangular(U_block, torch.eye(grid.group_size, device=W.device), upper=True)
+        scale, zero = fit_group(W[:, start:end], grid, metric)
+        group = int(order[start]) // grid.group_size
+        scales[:, group], zeros[:, group] = scale[:, 0], zero[:, 0]
+        block, Err = gptq_block(W[:, start:end].contiguous(), U_block, scale, zero, grid.max_code)
+        codes[:, order[start:end]] = block
+        W[:, end:] -= Err @ U[start:end, end:]
+    return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
+
+
+def group_order(importance: Tensor, group_size: int) -> Tensor:
+    """Channels [in] in the order they are rounded: groups by their largest importance, channels inside a group likewise."""
+    groups = importance.view(-1, group_size)
+    inside = groups.argsort(dim=1, descending=True, stable=True)
+    by_group = groups.amax(dim=1).argsort(descending=True, stable=True)
+    offsets = torch.arange(groups.shape[0], device=importance.device)[:, None] * group_size
+    return (inside + offsets)[by_group].flatten()
+
+
+def inverse_cholesky(H: Tensor, damp_ratio: float) -> Tensor:
+    """Upper U with UᵀU = (H + λI)⁻¹, λ = damp_ratio · mean of the live diagonal, raised tenfold until it succeeds.
+
+    A zero diagonal is set to λ's scale: such a channel is on its own. An all-zero H counts as the identity.
+    """
+    diagonal = H.diagonal()
+    live = diagonal > 0
+    mean = float(diagonal[live].mean()) if bool(live.any()) else 1.0
+    H = H.clone()
+    H.diagonal()[~live] = mean
+    while True:
+        damped = H + damp_ratio * mean * torch.eye(H.shape[0], device=H.device)
+        L, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            U, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
+        if not failed:
+            return U
+        damp_ratio *= 10
+        if damp_ratio > MAX_DAMP_RATIO:
+            # the diagonal alone: rounding without compensation, which needs no factorization
+            return torch.diag((H.diagonal() + mean).rsqrt())

@@ -1,0 +1,27 @@
+"""Σ xᵀx of a linear's inputs, in true float32."""
+
+import torch
+from torch import Tensor
+
+from ._ops import add_op_namespace_prefix
+
+
+@torch.library.custom_op(add_op_namespace_prefix("accumulate_hessian"), mutates_args=("hessian",))
+def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
+    """hessian [in, in] float32 += xᵀ x for x [tokens, in] of any float dtype.
+
+    Products and sums are float32: TF32 would lose the small eigenvalues that GPTQ's inverse is made of.
+    """
+    rows = x.float()
+    if x.is_cuda:
+        before = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = False
+        hessian.addmm_(rows.T, rows)
+        torch.backends.cuda.matmul.allow_tf32 = before
+    else:
+        hessian.addmm_(rows.T, rows)
+
+
+@accumulate_hessian.register_fake
+def _(hessian: Tensor, x: Tensor) -> None:
+    torch._check(hessian.shape[0] == x.shape[-1])
