@@ -1,3 +1,25 @@
-"""Quantized models, made in one pass, measured, published."""
+"""Quantized models, made in one pass, measured, published.
+
+Importing hubquant imports neither torch nor transformers; once transformers is imported, `from_pretrained` loads GPTQ and
+AWQ repos with hubquant's kernels (see hubquant.integrations.transformers; `hubquant.restore()` undoes it).
+"""
+
+from hubquant.integrations.hook import after_import
 
 __version__ = "0.1.0"
+
+
+def _install() -> None:
+    from hubquant.integrations.transformers import install
+
+    install()
+
+
+def restore() -> None:
+    """Give `from_pretrained` transformers' own GPTQ and AWQ loaders back."""
+    from hubquant.integrations.transformers import restore
+
+    restore()
+
+
+after_import("transformers.quantizers.auto", _install)

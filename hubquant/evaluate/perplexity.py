@@ -1,9 +1,8 @@
 """Perplexity protocols: how a text becomes windows and which predictions count. A number without its protocol is no number.
 
-| name | windows | BOS | scored | as in |
-|---|---|---|---|---|
-| gptq-N | N tokens, no overlap, tail dropped | as tokenized, once at the start of the text | all N − 1 predictions | GPTQ's and AWQ's own scripts |
-| llamacpp-N | the same | replaces the first token of every window, if the tokenizer adds BOS | the second half | llama-perplexity |
+Windows hold N tokens, do not overlap, and the tail of the text is dropped.
+gptq-N (GPTQ's and AWQ's own scripts): BOS as tokenized, once at the start of the text; all N − 1 predictions are scored.
+llamacpp-N (llama-perplexity): BOS, if the tokenizer adds it, replaces every window's first token; the second half is scored.
 """
 
 import re

@@ -4,8 +4,8 @@ order 0 2 4 6 1 3 5 7, X.scales [n_groups, out] float16. Always 4 bits and asymm
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from hubquant_kernels.pack import from_awq_order, pack_words, to_awq_order, unpack_words
+from hubquant_kernels.int4_matmul import dequantize_awq
+from hubquant_kernels.pack import pack_words, to_awq_order
 from torch import Tensor
 
 from hubquant.quantize.grid import Grid, QuantizedWeight
@@ -15,7 +15,7 @@ BITS = 4
 
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """The three tensors of one linear, by suffix."""
+    """The three tensors of one linear by suffix."""
     return {
         "qweight": pack_words(to_awq_order(weight.codes.T.contiguous()), BITS),
         "qzeros": pack_words(to_awq_order(weight.zeros.T.contiguous()), BITS),
@@ -23,15 +23,10 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     }
 
 
-def dequantize(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Dense weight [out, in] float32 from the tensors of one linear."""
-    codes = from_awq_order(unpack_words(tensors["qweight"], BITS))
-    zeros = from_awq_order(unpack_words(tensors["qzeros"], BITS))
-    scales = tensors["scales"].float()
-    repeat = codes.shape[0] // scales.shape[0]
-    centered = codes.float() - zeros.float().repeat_interleave(repeat, dim=0)
-    dense: Tensor = (centered * scales.repeat_interleave(repeat, dim=0)).T
-    return dense.contiguous()
+def dequantize(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """Dense weight [out, in] float32 of one linear from its tensors by suffix; all the layout needs is in their shapes."""
+    del config
+    return dequantize_awq(*(tensors[s] for s in SUFFIXES))
 
 
 def quantization_config(grid: Grid, kept: list[str]) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """GPTQ on disk: X.qweight [in·bits/32, out] int32, X.qzeros [n_groups, out·bits/32] int32, X.scales [n_groups, out] float16,
 X.g_idx [in] int32. Version 1 (`checkpoint_format: gptq`) stores zero − 1; version 2 (`gptq_v2`) stores the zero itself."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from hubquant_kernels.pack import pack_words, unpack_words
+from hubquant_kernels.int4_matmul import dequantize_gptq
+from hubquant_kernels.pack import pack_words
 from torch import Tensor
 
 from hubquant.errors import BadModel
@@ -13,12 +15,13 @@ from hubquant.quantize.grid import Grid, QuantizedWeight
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 BITS = (2, 4, 8)
+ZERO_OFFSET = {"gptq": 1, "gptq_v2": 0}
 
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """The four tensors of one linear, by suffix, version 1."""
+    """The four tensors of one linear by suffix, version 1."""
     bits = weight.grid.bits
-    stored_zeros = (weight.zeros.to(torch.int16) - 1) % 2**bits
+    stored_zeros = (weight.zeros.to(torch.int16) - ZERO_OFFSET["gptq"]) % 2**bits
     return {
         "qweight": pack_words(weight.codes, bits).T.contiguous(),
         "qzeros": pack_words(stored_zeros.to(torch.uint8).T.contiguous(), bits),
@@ -27,15 +30,9 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
     }
 
 
-def dequantize(tensors: Mapping[str, Tensor], bits: int, version: int = 1) -> Tensor:
-    """Dense weight [out, in] float32 from the tensors of one linear, for any g_idx."""
-    codes = unpack_words(tensors["qweight"].T.contiguous(), bits)
-    zeros = unpack_words(tensors["qzeros"], bits).T.float()
-    if version == 1:
-        zeros = (zeros + 1) % 2**bits
-    scales = tensors["scales"].T.float()
-    g_idx = tensors["g_idx"].long()
-    return (codes.float() - zeros[:, g_idx]) * scales[:, g_idx]
+def dequantize(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
+    """Dense weight [out, in] float32 of one linear from its tensors by suffix and the model's quantization_config."""
+    return dequantize_gptq(*(tensors[s] for s in SUFFIXES), bits=config["bits"], zero_offset=zero_offset(config))
 
 
 def quantization_config(grid: Grid, kept: list[str], damp_ratio: float, producer: str) -> dict[str, Any]:
@@ -54,13 +51,13 @@ def quantization_config(grid: Grid, kept: list[str], damp_ratio: float, producer
         "meta": {"quantizer": [producer]},
     }
     if kept:
-        config["dynamic"] = {f"-:^{name.replace('.', chr(92) + '.')}$": {} for name in kept}
+        config["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in kept}
     return config
 
 
-def version(config: Mapping[str, Any]) -> int:
-    """1 or 2, by `checkpoint_format`. Raises BadModel for another one."""
+def zero_offset(config: Mapping[str, Any]) -> int:
+    """What a stored zero lacks, by `checkpoint_format` (GPTQModel also writes `format`). Raises BadModel for an unknown one."""
     name = config.get("checkpoint_format") or config.get("format") or "gptq"
-    if name not in ("gptq", "gptq_v2"):
-        raise BadModel(f"quantization_config.checkpoint_format is {name!r}; known: gptq, gptq_v2")
-    return 2 if name == "gptq_v2" else 1
+    if name not in ZERO_OFFSET:
+        raise BadModel(f"quantization_config.checkpoint_format is {name!r}; known: {', '.join(ZERO_OFFSET)}")
+    return ZERO_OFFSET[name]

@@ -47,9 +47,9 @@ FORMATS: dict[str, PackedFormat] = {
         gptq.pack,
         gptq.SUFFIXES,
         lambda grid, kept: gptq.quantization_config(grid, kept, gptq_solver.DAMP_RATIO, f"hubquant:{__version__}"),
-        lambda tensors, config: gptq.dequantize(tensors, config["bits"], gptq.version(config)),
+        gptq.dequantize,
     ),
-    "awq": PackedFormat(awq.pack, awq.SUFFIXES, awq.quantization_config, lambda tensors, _config: awq.dequantize(tensors)),
+    "awq": PackedFormat(awq.pack, awq.SUFFIXES, awq.quantization_config, awq.dequantize),
 }
 
 

@@ -18,7 +18,7 @@ from hubquant.model.decoder import apply_layer
 
 @dataclass(frozen=True)
 class Absorber:
-    """The module before an input that can divide its output by s. `channels` [in]: which of its outputs feeds each input channel."""
+    """The module before an input that can divide its output by s; `channels` [in]: which of its outputs feeds each channel."""
 
     module: str
     channels: Tensor
@@ -78,7 +78,7 @@ class _Probe:
         return list(groups.values())
 
     def norm_absorbs(self, norm: str, linears: list[str], groups: list[list[str]]) -> Absorber | None:
-        """Doubling the norm's parameters must double exactly the input of these linears and, once they are halved again, change nothing else."""
+        """Doubling the norm's parameters must double the input of these linears exactly and, that halved again, change nothing."""
         module = self.layer.get_submodule(norm)
         if module.weight is None or module.weight.shape != self.inputs[linears[0]].shape[-1:]:
             return None
