@@ -16,12 +16,14 @@ DERIVATIVES_ALLOWED = (
 
 
 class Watch(Frozen):
-    """Which models are looked at. Empty lists mean: no model of that kind; at least one must be set for `hubquant run`."""
+    """Which models are looked at. Empty lists mean: no model of that kind; at least one must be set for `hubquant run`. The first
+    poll of an organisation or tag takes what was created or changed in the last `lookback_days`, every later one what is new."""
 
     organisations: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     interval_seconds: int = Field(default=300, ge=1)
+    lookback_days: float = Field(default=7, ge=0)
 
 
 class Policy(Frozen):

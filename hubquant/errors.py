@@ -4,6 +4,7 @@ HubquantError                exit code 1: one sentence for the user
 ├── UsageError               2: the command line or hubquant.toml asks for something that does not exist
 ├── BadModel                 the base cannot be quantized: pickle only, unknown architecture, damaged or missing files
 ├── DiskFull                 not enough space where a step must write
+├── WorkerBusy               another worker has this state folder
 ├── HubError                 the Hub refused or did not answer
 │   ├── HubUnavailable       after all retries: 429, 5xx, network; trying later may help
 │   ├── NotAuthorized        no token, a read-only token, or no right to this namespace
@@ -26,6 +27,10 @@ class BadModel(HubquantError):
 
 
 class DiskFull(HubquantError):
+    pass
+
+
+class WorkerBusy(HubquantError):
     pass
 
 
