@@ -1,0 +1,207 @@
+"""Reading the structure of a GGUF file that may be damaged or hostile: every count, length, type and offset is checked
+before it is used, so that memory stays proportional to the file and every failure is one BadModel."""
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hubquant.errors import BadModel
+from hubquant.quantize.ggml import GGML_TYPES, GgmlType, decode
+
+# The bounds of huggingface.js' reader.
+MAX_VALUES = 100_000
+MAX_TENSORS = 10_000_000
+MAX_DIMENSIONS = 8
+MAX_STRING_BYTES = 10_000_000
+MAX_DIMENSION = 1 << 32
+
+DEFAULT_ALIGNMENT = 32
+
+_SCALARS: dict[int, struct.Struct] = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_STRING, _ARRAY = 8, 9
+_TYPE_OF_VALUE: dict[int, GgmlType] = {kind.value: kind for kind in GGML_TYPES.values()}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """`shape` as torch has it (rows first); `offset` from the start of the file, in bytes."""
+
+    shape: tuple[int, ...]
+    kind: GgmlType
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufHeader:
+    """The key-value part of a file and where its tensors are. The file stays mapped as long as this lives."""
+
+    name: str
+    values: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+    data: mmap.mmap
+
+    @classmethod
+    def read(cls, path: Path) -> "GgufHeader":
+        """Raises BadModel naming the file and what is wrong with it."""
+        try:
+            with path.open("rb") as file:
+                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise BadModel(f"{path.name} cannot be read as a GGUF file: {error}") from None
+        try:
+            values, tensors = _parse(data)
+        except BadModel as error:
+            data.close()
+            raise BadModel(f"{path.name} is not a sound GGUF file: {error}") from None
+        return cls(path.name, values, tensors, data)
+
+    def positive(self, key: str) -> int:
+        """A positive whole number of the key-value part. Raises BadModel if there is none."""
+        value = self.values.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise BadModel(f"{self.name}: {key} is {value!r}, expected a positive whole number")
+        return value
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor, decoded: float32, of its shape. Raises BadModel if the file has none of that name."""
+        if name not in self.tensors:
+            raise BadModel(f"{self.name}: no tensor {name!r}")
+        stored = self.tensors[name]
+        columns = stored.shape[-1]
+        row_bytes = columns // stored.kind.block_size * stored.kind.type_size
+        # copied: torch takes no read-only memory
+        rows = np.frombuffer(self.data, np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes).copy()
+        return decode(torch.from_numpy(rows), stored.kind.name).reshape(stored.shape)
+
+
+def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+    at = _Cursor(data)
+    if at.take(4) != b"GGUF":
+        raise BadModel("it does not begin with GGUF")
+    version = at.number(4)
+    if version not in (2, 3):
+        raise BadModel(f"version {version}; only 2 and 3, little-endian, can be read")
+    n_tensors = at.count("tensors", at.number(10), MAX_TENSORS, 24)
+    n_values = at.count("keys", at.number(10), MAX_VALUES, 13)
+    values: dict[str, Any] = {}
+    for _ in range(n_values):
+        key = at.string()
+        if key in values:
+            raise BadModel(f"key {key!r} occurs twice")
+        values[key] = at.value(key)
+    infos: dict[str, tuple[tuple[int, ...], GgmlType, int]] = {}
+    for _ in range(n_tensors):
+        name = at.string()
+        if name in infos:
+            raise BadModel(f"tensor {name!r} occurs twice")
+        infos[name] = at.tensor_info(name)
+    alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
+        raise BadModel(f"general.alignment is {alignment!r}, expected a power of two")
+    start = -(-at.position // alignment) * alignment
+    return values, _placed(infos, start, alignment, len(data))
+
+
+def _placed(
+    infos: dict[str, tuple[tuple[int, ...], GgmlType, int]], start: int, alignment: int, file_size: int
+) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for name, (shape, kind, offset) in infos.items():
+        size = math.prod(shape) // kind.block_size * kind.type_size
+        if offset % alignment:
+            raise BadModel(f"tensor {name!r} begins at offset {offset}, not a multiple of {alignment}")
+        if start + offset + size > file_size:
+            raise BadModel(f"tensor {name!r} ends at byte {start + offset + size}, the file at {file_size}; is it truncated?")
+        tensors[name] = StoredTensor(shape, kind, start + offset, size)
+    end, before = 0, ""
+    for name, stored in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if stored.offset < end:
+            raise BadModel(f"tensors {before!r} and {name!r} overlap")
+        end, before = stored.offset + stored.size_bytes, name
+    return tensors
+
+
+class _Cursor:
+    """A position in the file. Every read is checked against its end."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data = data
+        self.position = 0
+
+    @property
+    def left(self) -> int:
+        return len(self.data) - self.position
+
+    def take(self, n: int) -> bytes:
+        if n > self.left:
+            raise BadModel(f"it ends at byte {len(self.data)}, {n - self.left} bytes too early")
+        self.position += n
+        return self.data[self.position - n : self.position]
+
+    def number(self, kind: int) -> Any:
+        form = _SCALARS[kind]
+        return form.unpack(self.take(form.size))[0]
+
+    def count(self, what: str, n: int, limit: int, least_bytes: int) -> int:
+        """n, if it is within the limit and n things of at least that size can follow."""
+        if n > limit or n * least_bytes > self.left:
+            raise BadModel(f"it claims {n} {what}, more than {limit} or than its size allows")
+        return n
+
+    def string(self) -> str:
+        n = self.count("bytes of text", self.number(10), MAX_STRING_BYTES, 1)
+        try:
+            return self.take(n).decode()
+        except UnicodeDecodeError:
+            raise BadModel(f"the text at byte {self.position - n} is not UTF-8") from None
+
+    def value(self, key: str) -> Any:
+        kind = self.number(4)
+        if kind == _STRING:
+            return self.string()
+        if kind in _SCALARS:
+            return self.number(kind)
+        if kind != _ARRAY:
+            raise BadModel(f"key {key!r} is of unknown type {kind}")
+        kind, n = self.number(4), self.number(10)
+        if kind == _STRING:
+            self.count(f"texts in {key!r}", n, MAX_TENSORS, 8)
+            return [self.string() for _ in range(n)]
+        if kind not in _SCALARS:
+            raise BadModel(f"key {key!r} is an array of unknown type {kind}")
+        form = _SCALARS[kind]
+        self.count(f"numbers in {key!r}", n, len(self.data), form.size)
+        return [item[0] for item in form.iter_unpack(self.take(n * form.size))]
+
+    def tensor_info(self, name: str) -> tuple[tuple[int, ...], GgmlType, int]:
+        n = self.number(4)
+        if not 1 <= n <= MAX_DIMENSIONS:
+            raise BadModel(f"tensor {name!r} has {n} dimensions")
+        shape = tuple(self.number(10) for _ in range(n))[::-1]
+        kind_value, offset = self.number(4), self.number(10)
+        if kind_value not in _TYPE_OF_VALUE:
+            raise BadModel(f"tensor {name!r} is of ggml type {kind_value}; known: {', '.join(GGML_TYPES)}")
+        kind = _TYPE_OF_VALUE[kind_value]
+        if not all(0 < size <= MAX_DIMENSION for size in shape) or shape[-1] % kind.block_size:
+            raise BadModel(f"tensor {name!r} has shape {shape}, which {kind.name} cannot have")
+        return shape, kind, offset
