@@ -178,6 +178,17 @@ def _wrong(wanted: list[RemoteFile], folder: Path) -> list[RemoteFile]:
     return [file for file in wanted if not file.is_at(folder / file.name)]
 
 
+def download_texts(hub: Hub, base: Base, folder: Path) -> Path:
+    """What a card is made from, without the weights: README, licence texts, config and chat template of the pinned commit."""
+    patterns = [*CARRIED, "config.json", "tokenizer_config.json", "chat_template*"]
+    hub.call(
+        f"downloading the card of {base.repo_id}",
+        base.repo_id,
+        lambda: hub.api.snapshot_download(base.repo_id, revision=base.revision, local_dir=folder, allow_patterns=patterns),
+    )
+    return folder
+
+
 def _fetch(hub: Hub, base: Base, folder: Path, files: list[RemoteFile]) -> None:
     log.info("downloading %d files of %s at %s", len(files), base.repo_id, base.revision[:8])
     for file in files:

@@ -1,0 +1,52 @@
+"""The commands of a card's "Run it": one block per program that reads the repo's format."""
+
+import json
+from dataclasses import dataclass
+
+from hubquant.artifact import Report
+from hubquant.recipe import Variant
+
+
+@dataclass(frozen=True)
+class Part:
+    title: str
+    language: str  # of the code block
+    text: str
+
+
+def run_parts(report: Report, variants: list[Variant], repo_id: str) -> list[Part]:
+    """How to run what the repo holds: GGUF files, or one AWQ or GPTQ model."""
+    gguf = [variant for variant in variants if variant.format == "gguf"]
+    if gguf:
+        return _gguf_parts(report, gguf, repo_id)
+    return [_transformers(repo_id), Part("vLLM", "sh", f"vllm serve {repo_id}")]
+
+
+def _transformers(repo_id: str) -> Part:
+    name = json.dumps(repo_id)
+    return Part(
+        "transformers, with hubquant installed (it brings the kernels; neither gptqmodel nor autoawq is needed)",
+        "python",
+        "import hubquant\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({name})\n"
+        f"model = AutoModelForCausalLM.from_pretrained({name})\n"
+        'inputs = tokenizer("It was", return_tensors="pt")\n'
+        "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20)[0]))",
+    )
+
+
+def _gguf_parts(report: Report, variants: list[Variant], repo_id: str) -> list[Part]:
+    usual = next((variant for variant in variants if variant.mixture == "Q4_K_M"), variants[-1])
+    name, file = json.dumps(repo_id), json.dumps(report.artifact(usual.name).main_file)
+    return [
+        Part("llama.cpp", "sh", f"llama-cli -hf {repo_id}:{usual.mixture}"),
+        Part("Ollama", "sh", f"ollama run hf.co/{repo_id}:{usual.mixture}"),
+        Part(
+            "transformers",
+            "python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({name}, gguf_file={file})\n"
+            f"model = AutoModelForCausalLM.from_pretrained({name}, gguf_file={file})",
+        ),
+    ]

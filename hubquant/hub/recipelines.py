@@ -1,0 +1,62 @@
+"""The lines of a card's "Recipe": method, calibration, what deviates from the rule, versions, cost."""
+
+from collections import Counter
+
+from hubquant.artifact import Artifact, Report
+from hubquant.hub.markup import Markup, code, escape
+from hubquant.recipe import Variant
+
+METHODS = {
+    "gptq": "GPTQ, solved per layer from the Hessian of its input",
+    "awq": "AWQ, scales and clips searched on the Hessian of the layer's input",
+    "gguf": "GGUF, blocks fitted with an importance matrix from the same Hessian",
+}
+SIXTEEN_BIT = ("F16", "BF16", "F32")
+MAX_NOTES = 12
+
+
+def type_of(variant: Variant) -> str:
+    """What a reader calls the variant: Q4_K_M, or int4, group 128, symmetric."""
+    if variant.mixture:
+        return variant.mixture
+    return f"int{variant.bits}, group {variant.group_size}, {'symmetric' if variant.symmetric else 'asymmetric'}"
+
+
+def recipe_lines(report: Report, variants: list[Variant]) -> list[Markup]:
+    lines = [f"Method: {METHODS[name]}." for name in dict.fromkeys(variant.format for variant in variants)]
+    for variant in variants:
+        artifact = report.artifact(variant.name)
+        lines.append(f"{escape(type_of(variant))}: {_types(artifact)}")
+        lines += _notes(artifact)
+    lines.append(_calibration(report))
+    versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in sorted(report.versions.items()))
+    lines.append(f"Made with hubquant {escape(report.hubquant_version)}{', ' + versions if versions else ''}.")
+    lines.append(
+        f"Cost of the pass over all variants: {report.seconds:.0f} s, {report.peak_memory_bytes / 2**30:.2f} GiB at its peak."
+    )
+    lines.append(f"Recipe {code(report.recipe.sha256)}, fingerprint of the base {code(report.base.fingerprint)}.")
+    lines += [f"Note: {escape(note)}" for note in report.notes]
+    return [Markup(line) for line in lines]
+
+
+def _calibration(report: Report) -> str:
+    plan = report.recipe.calibration
+    text = f"{escape(plan.source)}" + (f" (sha256 {code(plan.text_sha256[:12])})" if plan.text_sha256 else "")
+    dropped = f"; {report.dropped_rows} non-finite rows dropped" if report.dropped_rows else ""
+    windows = f"{plan.windows} windows of {plan.window} tokens"
+    return f"Calibration: {text}, {windows}, {report.calibration_tokens:,} tokens in all{dropped}."
+
+
+def _types(artifact: Artifact) -> str:
+    """How many tensors have which type; those in 16 or 32 bit by name if they are few."""
+    counts = Counter(tensor.type for tensor in artifact.tensors)
+    text = ", ".join(f"{count} × {escape(kind)}" for kind, count in sorted(counts.items())) or "types in the manifest"
+    whole = [tensor.name for tensor in artifact.tensors if tensor.type in SIXTEEN_BIT and not tensor.note]
+    return f"{text}; not quantized: {', '.join(map(code, whole))}." if 0 < len(whole) <= MAX_NOTES else f"{text}."
+
+
+def _notes(artifact: Artifact) -> list[str]:
+    """The tensors that deviate from the variant's rule, and why."""
+    notes = [f"{code(t.name)} ({escape(t.type)}): {escape(t.note)}" for t in artifact.tensors if t.note]
+    more = [f"{len(notes) - MAX_NOTES} more tensors deviate; the manifest lists them."] if len(notes) > MAX_NOTES else []
+    return notes[:MAX_NOTES] + more
