@@ -34,7 +34,7 @@ def row_bytes(type_name: str, n: int) -> int:
     kind = ggml_type(type_name)
     if n % kind.block_size:
         raise BadModel(
-            f"a row of {n} weights is not a multiple of {kind.name}'s block of {kind.block_size}; use {fallback(kind.name, n)} for this tensor"
+            f"a row of {n} weights is no multiple of the block of {kind.name}, {kind.block_size}; store it as {fallback(kind.name, n)}"
         )
     return n // kind.block_size * kind.type_size
 

@@ -1,9 +1,9 @@
 """ggml's searches for the scale of a sub-block, for many sub-blocks at once.
 
-Every function works on columns: `x` is [size, n], one sub-block of `size` weights per column, so that each step is one
-vector operation over n. Sums run in ggml's order and operations are not fused, so that the results are ggml's to the last
-bit where its build does not fuse either. Source: make_qx_quants, make_qkx2_quants, make_qkx3_quants, make_qp_quants and
-nearest_int of ggml-quants.c; nearest_int rounds halves to even, as `round` does.
+Every function works on columns: `x` is [size/16, 16, n], one sub-block of `size` weights per column, so that each step is
+one vector operation over n. Sums run in ggml's order and operations are not fused, so that the results are ggml's to the
+last bit where its build does not fuse either. Source: make_qx_quants, make_qkx2_quants, make_qkx3_quants, make_qp_quants
+and nearest_int of ggml-quants.c; nearest_int rounds halves to even, as `round` does.
 """
 
 from typing import NamedTuple
@@ -31,17 +31,37 @@ class SymmetricFit(NamedTuple):
     iscale: Tensor
 
 
-def ordered_sum(x: Tensor) -> Tensor:
-    """The sum over dim 0, first row first."""
-    total = x[0].clone()
-    for row in x.unbind(0)[1:]:
-        total += row
-    return total
+class ColumnSum:
+    """Adds up the columns of `terms` [k, 16, n] in the order of their rows, as a C loop does.
+
+    `sum` over at most 17 rows does that itself (n a multiple of 32), and much faster than row by row; so 16 terms are added
+    at a time, the running total standing in the row before the next 16.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.parts, _, n = like.shape
+        self.rows = like.new_empty(17 * self.parts - 1, n)
+        self.terms = self.rows.as_strided(like.shape, (17 * n, n, 1))
+
+    def of(self, terms: Tensor) -> Tensor:
+        self.terms.copy_(terms)
+        return self.total()
+
+    def of_product(self, a: Tensor, b: Tensor) -> Tensor:
+        torch.mul(a, b, out=self.terms)
+        return self.total()
+
+    def total(self) -> Tensor:
+        total = self.rows[:16].sum(0)
+        for start in range(16, 17 * self.parts - 1, 17):
+            self.rows[start] = total
+            total = self.rows[start : start + 17].sum(0)
+        return total
 
 
-def _divided(numerator: float, x: Tensor) -> Tensor:
-    # a Python number over a tensor would be computed as its reciprocal times the number: another rounding
-    return torch.full_like(x, numerator) / x
+def divided(numerator: float, x: Tensor) -> Tensor:
+    """numerator / x, rounded once: a Python number over a tensor is its reciprocal times the number."""
+    return torch.div(torch.tensor(numerator, dtype=x.dtype), x)
 
 
 def _float32(*terms: float) -> float:
@@ -57,86 +77,95 @@ def _step(first: float, delta: float, index: int) -> float:
     return _float32(first, (torch.tensor(delta, dtype=torch.float32) * index).item())
 
 
-def _weighted_error(x: Tensor, w: Tensor, codes: Tensor, scale: Tensor, origin: Tensor, absolute: bool) -> Tensor:
-    difference = torch.mul(codes, scale).add_(origin).sub_(x)
+def keep(kept: Tensor, trial: Tensor, better: Tensor) -> None:
+    """In place: the columns of `trial` [k, n] replace those of `kept` where `better` [n]. Bits, since `where` branches per element."""
+    mask = better.to(torch.int32).neg_()
+    bits = kept.view(torch.int32)
+    bits.bitwise_xor_(trial.view(torch.int32).bitwise_xor(bits).bitwise_and_(mask))
+
+
+def _weighted_error(sums: ColumnSum, x: Tensor, w: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor, absolute: bool) -> Tensor:
+    """Σ w·|scale·code + minimum − x|^(1 or 2) [n]; overwrites the codes."""
+    difference = codes.mul_(scale).add_(minimum).sub_(x)
     difference = difference.abs_() if absolute else difference.square_()
-    return ordered_sum(difference.mul_(w))
+    return sums.of_product(difference, w)
 
 
 def affine_search(x: Tensor, w: Tensor, levels: int, first: float, delta: float, steps: int, absolute: bool = False) -> AffineFit:
-    """Fits scale and minimum of each column with codes 0..levels under weights `w` [size, n].
+    """Fits scale and minimum of each column with codes 0..levels under weights `w` (like x).
 
     Starting from the range of the column, tries the inverse scales (levels + first + delta·i) / range, i = 0..steps, each
     followed by a weighted least-squares fit, and keeps the one with the lowest squared (or absolute) error. A fit that was
     kept moves the lower end of the range for the trials after it.
     """
-    low, high = x.amin(0).clamp_(max=0.0), x.amax(0)
+    sums, codes, wl = ColumnSum(x), torch.empty_like(x), torch.empty_like(x)
+    low, high = x.amin((0, 1)).clamp_(max=0.0), x.amax((0, 1))
     flat = high <= low
     high = torch.where(flat, low + 1.0, high)
-    sum_w, sum_x = ordered_sum(w), ordered_sum(w * x)
+    sum_w, sum_x = sums.of(w), sums.of_product(w, x)
 
-    iscale = _divided(levels, high - low)
-    scale, minimum, origin = _divided(1.0, iscale), low, low
-    codes = (x - low).mul_(iscale).round_().clamp_(0, levels)
-    best = _weighted_error(x, w, codes, scale, low, absolute)
-    wl, product = torch.empty_like(x), torch.empty_like(x)
+    iscale = divided(levels, high - low)
+    scale = divided(1.0, iscale)
+    torch.sub(x, low, out=codes).mul_(iscale).round_().clamp_(0, levels)
+    error = _weighted_error(sums, x, w, codes, scale, low, absolute)
+    kept = torch.stack((error, scale, low, iscale, low))
+    trial = torch.empty_like(kept)
+    error, scale, minimum, iscale, origin = trial
     for index in range(steps + 1):
-        trial = _divided(_float32(_step(first, delta, index), levels), high - minimum)
-        torch.sub(x, minimum, out=codes).mul_(trial).round_().clamp_(0, levels)
+        origin.copy_(kept[2])
+        iscale.copy_(divided(_float32(_step(first, delta, index), levels), high - origin))
+        torch.sub(x, origin, out=codes).mul_(iscale).round_().clamp_(0, levels)
         torch.mul(w, codes, out=wl)
-        sum_l = ordered_sum(wl)
-        sum_l2 = ordered_sum(torch.mul(wl, codes, out=product))
-        sum_xl = ordered_sum(torch.mul(wl, x, out=product))
+        sum_l, sum_l2, sum_xl = sums.of(wl), sums.of_product(wl, codes), sums.of_product(wl, x)
         determinant = sum_w * sum_l2 - sum_l * sum_l
-        trial_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant
-        trial_minimum = (sum_l2 * sum_x - sum_l * sum_xl) / determinant
-        positive = trial_minimum > 0
-        trial_scale = torch.where(positive, sum_xl / sum_l2, trial_scale)
-        trial_minimum.masked_fill_(positive, 0.0)
-        error = _weighted_error(x, w, codes, trial_scale, trial_minimum, absolute)
-        better = (determinant > 0) & (error < best)
-        best = torch.where(better, error, best)
-        origin = torch.where(better, minimum, origin)
-        iscale = torch.where(better, trial, iscale)
-        scale = torch.where(better, trial_scale, scale)
-        minimum = torch.where(better, trial_minimum, minimum)
+        torch.div(sum_w * sum_xl - sum_x * sum_l, determinant, out=scale)
+        torch.div(sum_l2 * sum_x - sum_l * sum_xl, determinant, out=minimum)
+        positive = minimum > 0
+        if positive.any():
+            scale.copy_(torch.where(positive, sum_xl / sum_l2, scale))
+            minimum.masked_fill_(positive, 0.0)
+        error.copy_(_weighted_error(sums, x, w, codes, scale, minimum, absolute))
+        keep(kept, trial, (determinant > 0) & (error < kept[0]))
+    _, scale, minimum, iscale, origin = kept
     return AffineFit(scale.masked_fill(flat, 0.0), torch.where(flat, -low, -minimum), iscale.masked_fill(flat, 0.0), origin)
 
 
-def _signed_peak(x: Tensor) -> Tensor:
-    """The entry of largest magnitude of each column, the first of them."""
-    index = x.abs().argmax(0, keepdim=True)
-    return x.gather(0, index).squeeze(0)
+def signed_peak(x: Tensor) -> Tensor:
+    """The entry of largest magnitude of each column of [k, n], the first of them."""
+    return x.gather(0, x.abs().argmax(0, keepdim=True)).squeeze(0)
 
 
 def symmetric_search(x: Tensor, w: Tensor, levels: int) -> SymmetricFit:
-    """Fits the scale of each column with codes −levels..levels−1 under weights `w` [size, n].
+    """Fits the scale of each column with codes −levels..levels−1 under weights `w` (like x).
 
     Tries the inverse scales −(levels + 0.1·i) / peak, i = 0, −9..9, and keeps the first with the highest (Σwxl)²/Σwl².
     """
-    peak = _signed_peak(x)
+    sums, codes, wl = ColumnSum(x), torch.empty_like(x), torch.empty_like(x)
+    peak = signed_peak(x.flatten(0, 1))
     zero = peak.abs() < GROUP_MAX_EPS
     peak = torch.where(zero, torch.ones_like(peak), peak)
     wx = w * x
-    codes, product = torch.empty_like(x), torch.empty_like(x)
-    scale = best = iscale = torch.zeros_like(peak)
+    kept = torch.zeros(3, len(peak), device=x.device)
+    trial = torch.empty_like(kept)
+    best, scale, iscale = trial
     for index in (0, *range(-9, 0), *range(1, 10)):
-        trial = _divided(-_step(levels, 0.1, index), peak)
-        torch.mul(x, trial, out=codes).round_().clamp_(-levels, levels - 1)
-        sum_lx = ordered_sum(torch.mul(wx, codes, out=product))
-        sum_l2 = ordered_sum(torch.mul(w, codes, out=product).mul_(codes))
-        better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2)
+        iscale.copy_(divided(-_step(levels, 0.1, index), peak))
+        torch.mul(x, iscale, out=codes).round_().clamp_(-levels, levels - 1)
+        sum_lx = sums.of_product(wx, codes)
+        sum_l2 = sums.of_product(torch.mul(w, codes, out=wl), codes)
+        torch.div(sum_lx, sum_l2, out=scale)
+        torch.mul(scale, sum_lx, out=best)
         if index == 0:
-            better, iscale = sum_l2 > 0, trial
-        fitted = sum_lx / sum_l2
-        scale = torch.where(better, fitted, scale)
-        best = torch.where(better, fitted * sum_lx, best)
-        iscale = torch.where(better, trial, iscale)
-    return SymmetricFit(scale.masked_fill(zero, 0.0), iscale.masked_fill(zero, 0.0))
+            kept[2] = iscale
+            better = sum_l2 > 0
+        else:
+            better = (sum_l2 > 0) & (sum_lx.square() > kept[0] * sum_l2)
+        keep(kept, trial, better)
+    return SymmetricFit(kept[1].masked_fill(zero, 0.0), kept[2].masked_fill(zero, 0.0))
 
 
 def positive_search(x: Tensor, w: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Codes 0..levels [size, n] for x ≥ 0 and the scale [n], so that x ≈ scale·code under weights `w` [size, n].
+    """Codes 0..levels [size, n] for x ≥ 0 [size, n] and the scale [n], so that x ≈ scale·code under weights `w` (like x).
 
     Nine inverse scales round levels / max(x), then up to five sweeps that move one code at a time to where the
     least-squares scale of the others wants it, if that lowers the error.
@@ -144,32 +173,46 @@ def positive_search(x: Tensor, w: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     peak = x.amax(0)
     zero = peak < GROUP_MAX_EPS
     peak = torch.where(zero, torch.ones_like(peak), peak)
-    iscale = _divided(levels, peak)
-    best = torch.full_like(peak, torch.inf)
+    kept = torch.stack((torch.full_like(peak, torch.inf), divided(levels, peak)))
+    trial = torch.empty_like(kept)
     for index in (0, *range(-4, 0), *range(1, 5)):
-        trial = _divided(_float32(_step(0.0, 0.1, index), levels), peak)
-        codes = (x * trial).round_().clamp_(max=levels)
-        error = ordered_sum((x - codes * _divided(1.0, trial)).square_().mul_(w))
-        better = error < best
-        best = torch.where(better, error, best)
-        iscale = torch.where(better, trial, iscale)
-    codes = (x * iscale).round_().clamp_(max=levels)
+        trial[1] = divided(_float32(_step(0.0, 0.1, index), levels), peak)
+        codes = (x * trial[1]).round_().clamp_(max=levels)
+        difference = x - codes * divided(1.0, trial[1])
+        trial[0] = _in_order(difference.mul(w).mul_(difference))
+        keep(kept, trial, trial[0] < kept[0])
+    codes = (x * kept[1]).round_().clamp_(max=levels)
     wx = w * x
-    sum_lx, sum_l2 = ordered_sum(wx * codes), ordered_sum(w * codes * codes)
-    for _ in range(5):
-        changed = torch.zeros_like(zero)
-        for row, w_row, wx_row, x_row in zip(codes, w, wx, x, strict=True):
-            others_lx = sum_lx - wx_row * row
-            others_l2 = sum_l2 - w_row * row * row
-            moved = (x_row * others_l2 / others_lx).round_().clamp_(max=levels)
-            lx = others_lx + wx_row * moved
-            l2 = others_l2 + w_row * moved * moved
-            take = (others_lx > 0) & (others_l2 > 0) & (moved != row) & (lx * lx * sum_l2 > sum_lx * sum_lx * l2)
-            row.copy_(torch.where(take, moved, row))
-            sum_lx = torch.where(take, lx, sum_lx)
-            sum_l2 = torch.where(take, l2, sum_l2)
-            changed |= take
-        if not changed.any():
-            break
+    sum_lx, sum_l2 = _improve_codes(x, w, wx, codes, levels)
     scale = torch.where(sum_l2 > 0, sum_lx / sum_l2, torch.zeros_like(sum_l2))
     return codes.masked_fill_(zero, 0.0), scale.masked_fill_(zero, 0.0)
+
+
+def _improve_codes(x: Tensor, w: Tensor, wx: Tensor, codes: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """The sweeps of `positive_search`, on `codes` in place; returns Σwxl and Σwl² [n]."""
+    kept = torch.stack((_in_order(wx * codes), _in_order(w * codes * codes), codes[0]))
+    trial = torch.empty_like(kept)
+    for _ in range(5):
+        changed = False
+        for row, x_row, w_row, wx_row in zip(codes, x, w, wx, strict=True):
+            kept[2] = row
+            others_lx = kept[0] - wx_row * row
+            others_l2 = kept[1] - w_row * row * row
+            moved = torch.div(x_row * others_l2, others_lx, out=trial[2]).round_().clamp_(max=levels)
+            lx = torch.add(others_lx, wx_row * moved, out=trial[0])
+            l2 = torch.add(others_l2, w_row * moved * moved, out=trial[1])
+            better = (others_lx > 0) & (others_l2 > 0) & (moved != row) & (lx * lx * kept[1] > kept[0] * kept[0] * l2)
+            keep(kept, trial, better)
+            row.copy_(kept[2])
+            changed = changed or bool(better.any())
+        if not changed:
+            break
+    return kept[0], kept[1]
+
+
+def _in_order(x: Tensor) -> Tensor:
+    """The sum over dim 0, first row first."""
+    total = x[0].clone()
+    for row in x.unbind(0)[1:]:
+        total += row
+    return total
