@@ -1,7 +1,5 @@
 """Token windows from a text, fixed by source, hash and counts: the same call gives the same tokens on every machine."""
 
-import hashlib
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +7,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from hubquant.calibrate.source import read_text as read_text
+from hubquant.calibrate.source import text_name as text_name
+from hubquant.calibrate.source import text_sha256 as text_sha256
 from hubquant.errors import BadModel, UsageError
-
-BUNDLED = ("prose-calib", "prose-eval")
-
-
-def read_text(source: str) -> str:
-    """The text of that name (see BUNDLED), or of that UTF-8 file. Raises UsageError if there is none or it is empty."""
-    try:
-        if source in BUNDLED:
-            text = (files("hubquant") / "texts" / f"{source}.txt").read_text(encoding="utf-8")
-        else:
-            text = Path(source).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read text {source!r}: {error.strerror}; give a file or one of {', '.join(BUNDLED)}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"text {source!r} is not UTF-8 (byte {error.start}); convert it") from None
-    if not text.strip():
-        raise UsageError(f"text {source!r} is empty")
-    return text
-
-
-def text_sha256(source: str) -> str:
-    return hashlib.sha256(read_text(source).encode()).hexdigest()
-
-
-def text_name(source: str) -> str:
-    """The name a card shows: a bundled name, or the file's name without its folder."""
-    return source if source in BUNDLED else Path(source).name
 
 
 def load_tokenizer(folder: Path) -> Any:
