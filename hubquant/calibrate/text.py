@@ -7,9 +7,6 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from hubquant.calibrate.source import read_text as read_text
-from hubquant.calibrate.source import text_name as text_name
-from hubquant.calibrate.source import text_sha256 as text_sha256
 from hubquant.errors import BadModel, UsageError
 
 

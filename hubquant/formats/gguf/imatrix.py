@@ -42,7 +42,7 @@ class Imatrix:
     def write(self, path: Path) -> None:
         """As llama-imatrix writes it: sorted by name, `.in_sum2` [in] and `.counts` [1]."""
         writer = gguf.GGUFWriter(None, arch="")
-        del writer.kv_data[0]["general.architecture"]
+        writer.kv_data[0].pop("general.architecture", None)  # an importance matrix has no architecture
         writer.add_string("general.type", "imatrix")
         writer.add_array("imatrix.datasets", [self.dataset])
         writer.add_uint32("imatrix.chunk_count", self.chunks)

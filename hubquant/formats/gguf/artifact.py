@@ -1,0 +1,78 @@
+"""GGUF variants in the pass: layer by layer into the file, with the importance matrix that all of them share."""
+
+import json
+import time
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+from torch import Tensor
+
+from hubquant.artifact import Artifact, TensorRecord
+from hubquant.formats.gguf.imatrix import Imatrix, ImatrixInfo
+from hubquant.formats.gguf.metadata import Provenance
+from hubquant.formats.gguf.writer import GgufWriter
+from hubquant.formats.writer import file_sha256
+from hubquant.model.layer import Layer
+from hubquant.recipe import Variant
+
+IMATRIX_FILE = "imatrix.gguf"
+
+
+class GgufArtifactWriter:
+    """Writes FOLDER/NAME-MIXTURE.gguf and FOLDER/imatrix.gguf. Variants of one pass share the Imatrix object."""
+
+    def __init__(
+        self,
+        variant: Variant,
+        folder: Path,
+        base: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        provenance: Provenance,
+        imatrix: Imatrix,
+    ) -> None:
+        self.variant, self.folder, self.imatrix = variant, folder, imatrix
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = f"{provenance.name}-{variant.mixture}.gguf"
+        self.n_parameters = sum(prod(s) for s in shapes.values())
+        info = ImatrixInfo(file=IMATRIX_FILE, dataset=imatrix.dataset, chunks=imatrix.chunks)
+        config = json.loads((base / "config.json").read_text())
+        self._writer = GgufWriter(folder / self.file, base, config, variant, tensors=shapes, provenance=provenance, imatrix=info)
+        self._records: list[TensorRecord] = []
+        self._seconds = 0.0
+
+    def add_outside(self, name: str, tensor: Tensor) -> None:
+        if self._writer.type_of(name) is not None:
+            self._records.append(self._writer.add(name, tensor))
+
+    def add_layer(self, layer: Layer) -> None:
+        started = time.monotonic()
+        for name, weight in layer.tensors.items():
+            full_name = layer.prefix + name
+            stored_as = self._writer.gguf_name(full_name)
+            if stored_as is None:
+                continue
+            statistics = layer.statistics_of(name)
+            if statistics is None:
+                self._writer.add(full_name, weight)
+                continue
+            self.imatrix.add(stored_as, statistics.hessian.diagonal(), statistics.n_tokens)
+            self._records.append(self._writer.add(full_name, weight, statistics.importance, statistics.output_error))
+        self._seconds += time.monotonic() - started
+
+    def finish(self) -> Artifact:
+        self._writer.finish()
+        self.imatrix.write(self.folder / IMATRIX_FILE)
+        size = (self.folder / self.file).stat().st_size
+        return Artifact(
+            variant=self.variant.name,
+            folder=self.variant.folder,
+            files={name: file_sha256(self.folder / name) for name in (self.file, IMATRIX_FILE)},
+            size_bytes=size,
+            bits_per_weight=8 * size / self.n_parameters,
+            tensors=tuple(self._records),
+            seconds=self._seconds,
+        )
+
+    def discard(self) -> None:
+        self._writer.discard()
