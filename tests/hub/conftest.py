@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
 from safetensors.numpy import save_file
 
 from hubquant.artifact import Artifact, Base, Evaluation, Protocol, Report, TensorRecord, Verdict
+from hubquant.hub.client import Hub
 from hubquant.hub.files import file_sha256
+from hubquant.hub.local.server import LocalHub
 from hubquant.recipe import VARIANTS, Recipe
 
 PROTOCOL = Protocol(
@@ -63,14 +66,15 @@ def make_artifact(out: Path, name: str, seed: int = 0) -> Artifact:
     variant = VARIANTS[name]
     folder = out / variant.folder
     folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng([seed, *name.encode()])
     if variant.format == "gguf":
         files = [folder / f"tiny-{variant.mixture}.gguf"]
-        files[0].write_bytes(b"GGUF" + np.random.default_rng(seed).bytes(2000))
+        files[0].write_bytes(b"GGUF" + random.bytes(2000))
         (folder / "imatrix.gguf").write_bytes(b"GGUFimatrix")
     else:
         files = [folder / file for file in ("config.json", "model.safetensors", "tokenizer.json")]
         files[0].write_text(json.dumps({**CONFIG, "quantization_config": {"quant_method": variant.format, "bits": 4}}))
-        save_file({"layer.1.qweight": np.random.default_rng(seed).integers(0, 9, (8, 8)).astype(np.int32)}, files[1])
+        save_file({"layer.1.qweight": random.integers(0, 1 << 30, (8, 8)).astype(np.int32)}, files[1])
         files[2].write_text(json.dumps({"version": "1.0"}))
     tensors = (
         TensorRecord(name="layer.1.weight", type="Q4_K" if variant.mixture else "int4-g128", output_error=0.01),
@@ -122,3 +126,33 @@ def pinned() -> Base:
 @pytest.fixture
 def report(tmp_path: Path, pinned: Base) -> Report:
     return make_report(tmp_path / "out", pinned)
+
+
+@pytest.fixture
+def org(local_hub: LocalHub) -> HfApi:
+    """The plain client of somebody else: the base's authors."""
+    return HfApi(endpoint=local_hub.url, token="hf_demo_org")
+
+
+@pytest.fixture
+def slept() -> list[float]:
+    """The waits that `hub` asked for, in seconds; none of them is waited."""
+    return []
+
+
+@pytest.fixture
+def hub(local_hub: LocalHub, slept: list[float]) -> Hub:
+    """The publisher's Hub."""
+    return Hub(local_hub.url, "hf_demo_bot", sleep=slept.append)
+
+
+@pytest.fixture
+def base_repo(org: HfApi, tmp_path: Path) -> str:
+    """demo-org/tiny-llama on the Hub, with a pickle and a subfolder that nobody wants."""
+    folder = make_base(tmp_path / "base")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "model.safetensors").write_bytes(b"other")
+    org.create_repo("demo-org/tiny-llama")
+    org.upload_folder(repo_id="demo-org/tiny-llama", folder_path=folder)
+    return "demo-org/tiny-llama"
