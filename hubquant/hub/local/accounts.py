@@ -17,7 +17,7 @@ RESERVED = frozenset({"api", "datasets", "spaces", "kernels", "models", "collect
 
 @dataclass(frozen=True)
 class User:
-    """An account with one token. `role` is the token's: a read token may not change anything. `orgs`: namespaces it may write to."""
+    """An account with one token. `role` is the token's: a read token changes nothing. `orgs`: more namespaces it may write to."""
 
     name: str
     token: str
@@ -86,7 +86,10 @@ class Accounts:
 
 
 def read_users(path: Path) -> tuple[User, ...]:
-    """users.json: a list of {"name", "token", "role": "read"|"write", "orgs": […]}. Raises UsageError naming the file and the field."""
+    """users.json: a list of {"name", "token", "role": "read"|"write", "orgs": […]}.
+
+    Raises UsageError naming the file and the field.
+    """
     try:
         return TypeAdapter(tuple[User, ...]).validate_python(json.loads(path.read_bytes()))
     except ValidationError as error:

@@ -57,14 +57,11 @@ def entry_not_found(message: str, commit: str | None = None) -> Refusal:
     return Refusal(404, message, "EntryNotFound", {"X-Repo-Commit": commit} if commit else None)
 
 
-def gated(caller: Caller, repo_id: str) -> Refusal:
+def gated(caller: Caller, type_: str, repo_id: str) -> Refusal:
+    restricted = f"Access to {type_} {repo_id} is restricted"
     if caller.anonymous:
-        message = (
-            f"Access to model {repo_id} is restricted. You must have access to it and be authenticated to access it. Please log in."
-        )
-        return Refusal(401, message, "GatedRepo")
-    message = f"Access to model {repo_id} is restricted and you are not in the authorized list. Visit the page of the repo to ask for access."
-    return Refusal(403, message, "GatedRepo")
+        return Refusal(401, f"{restricted}. You must be authenticated and have access to it. Please log in.", "GatedRepo")
+    return Refusal(403, f"{restricted} and you are not in the authorized list. Visit its page to ask for access.", "GatedRepo")
 
 
 def stale_parent() -> Refusal:

@@ -9,11 +9,26 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from hubquant.hub.local.answers import Refusal
-from hubquant.hub.local.routes import account, commit, info, lfs, repos, resolve, tree
+from hubquant.hub.local.routes import (
+    access,
+    account,
+    collections,
+    commit,
+    discussions,
+    hooks,
+    info,
+    lfs,
+    pages,
+    refs,
+    repos,
+    resolve,
+    tree,
+    webhooks,
+)
 from hubquant.hub.local.routes.common import get_caller
 from hubquant.hub.local.state import HubState
 
-ROUTERS = (account, repos, info, tree, commit, lfs, resolve)
+ROUTERS = (account, repos, access, info, tree, refs, commit, discussions, lfs, resolve, collections, webhooks, pages)
 
 
 def refusal_response(refusal: Refusal) -> JSONResponse:
@@ -58,6 +73,6 @@ def create_app(hub: HubState, test_hooks: bool = False) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(OSError, _os_error)
-    for module in ROUTERS:
+    for module in (*((hooks,) if test_hooks else ()), *ROUTERS):
         app.include_router(module.router)
     return app

@@ -14,7 +14,7 @@ class Clock:
         self._lock = threading.Lock()
 
     def now(self) -> str:
-        """ISO 8601 with milliseconds and Z, as the Hub writes it; strictly later than any earlier answer unless the offset went back."""
+        """ISO 8601 with milliseconds and Z, as the Hub writes it; later than any answer before unless the offset went back."""
         with self._lock:
             wanted = int((time.time() + self.offset_seconds) * 1000)
             if self._last_ms - 1000 < wanted <= self._last_ms:

@@ -81,7 +81,10 @@ def check_path(path: str) -> None:
 
 
 def apply(files: dict[str, Entry], operations: Sequence[Operation]) -> dict[str, Entry]:
-    """The files after the operations, in order. Raises Refusal EntryNotFound for a deletion of nothing, 400 where a file would be a folder."""
+    """The files after the operations, in order.
+
+    Raises Refusal EntryNotFound for a deletion of nothing, 400 where a file would be a folder, 422 for an impossible path.
+    """
     after = dict(files)
     for operation in operations:
         check_path(operation.path)

@@ -89,9 +89,17 @@ class Discussions:
         numbers = [int(path.stem) for path in (self._repos.folder(repo) / "discussions").glob("*.json")]
         first = self._comment(author, text)
         return {
-            "num": max(numbers, default=0) + 1, "id": secrets.token_hex(12), "title": title, "status": status, "author": author,
-            "createdAt": first["createdAt"], "isPullRequest": base is not None, "base": base, "mergeCommitId": None, "events": [first],
-        }  # fmt: skip
+            "num": max(numbers, default=0) + 1,
+            "id": secrets.token_hex(12),
+            "title": title,
+            "status": status,
+            "author": author,
+            "createdAt": first["createdAt"],
+            "isPullRequest": base is not None,
+            "base": base,
+            "mergeCommitId": None,
+            "events": [first],
+        }
 
     def add_commit_event(self, repo: Repo, num: int, commit: Commit) -> None:
         self._append(repo, num, self._event("commit", commit.author, {"subject": commit.title, "oid": commit.oid}))
@@ -136,7 +144,8 @@ class Discussions:
                 data["edited"] = True
                 data["latest"].update(raw=text, updatedAt=self._clock.now())
             self._save(repo, record)
-            return event
+            changed: Record = event
+            return changed
 
     def changes(self, repo: Repo, record: Record) -> tuple[Commit, Commit, list[Operation]]:
         """The head of the base, the commit the pull request grew from, and what it changes."""
@@ -156,7 +165,10 @@ class Discussions:
         return clashing
 
     def merge(self, repo: Repo, num: int, author: str) -> tuple[Commit, Commit]:
-        """Squash an open pull request onto its base. Returns the base's head before and after. Raises Refusal 400 for drafts and conflicts."""
+        """Squash an open pull request onto its base. Returns the base's head before and after.
+
+        Raises Refusal 400 for drafts and conflicts.
+        """
         with repo.lock:
             record = self.get(repo, num)
             if not record["isPullRequest"] or record["status"] != "open":

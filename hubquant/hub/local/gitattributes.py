@@ -4,42 +4,11 @@ from fnmatch import fnmatchcase
 
 REGULAR_LIMIT_BYTES = 10 * 2**20
 LFS_PATTERNS = [
-    "*.7z",
-    "*.arrow",
-    "*.bin",
-    "*.bz2",
-    "*.ckpt",
-    "*.ftz",
-    "*.gz",
-    "*.h5",
-    "*.joblib",
-    "*.lfs.*",
-    "*.mlmodel",
-    "*.model",
-    "*.msgpack",
-    "*.npy",
-    "*.npz",
-    "*.onnx",
-    "*.ot",
-    "*.parquet",
-    "*.pb",
-    "*.pickle",
-    "*.pkl",
-    "*.pt",
-    "*.pth",
-    "*.rar",
-    "*.safetensors",
-    "saved_model/**/*",
-    "*.tar.*",
-    "*.tar",
-    "*.tflite",
-    "*.tgz",
-    "*.wasm",
-    "*.xz",
-    "*.zip",
-    "*.zst",
+    "*.7z", "*.arrow", "*.bin", "*.bz2", "*.ckpt", "*.ftz", "*.gz", "*.h5", "*.joblib", "*.lfs.*", "*.mlmodel", "*.model",
+    "*.msgpack", "*.npy", "*.npz", "*.onnx", "*.ot", "*.parquet", "*.pb", "*.pickle", "*.pkl", "*.pt", "*.pth", "*.rar",
+    "*.safetensors", "saved_model/**/*", "*.tar.*", "*.tar", "*.tflite", "*.tgz", "*.wasm", "*.xz", "*.zip", "*.zst",
     "*tfevents*",
-]
+]  # fmt: skip
 DEFAULT_GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LFS_PATTERNS)
 
 

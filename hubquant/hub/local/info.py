@@ -44,7 +44,10 @@ class Infos:
         return self._derive(repo.key, commit.oid if commit else repo.refs[MAIN])
 
     def build(self, repo: Repo, commit: Commit, keys: Iterable[str], *, blobs: bool = False) -> dict[str, Any]:
-        """id, _id and the named keys; what is unknown or does not apply is left out. Raises Refusal 400 for a key the Hub does not have."""
+        """id, _id and the named keys; what is unknown or does not apply is left out.
+
+        Raises Refusal 400 for a key the Hub does not have.
+        """
         record: dict[str, Any] = {"_id": repo.key, "id": repo.id}
         if repo.type == "model":
             record["modelId"] = repo.id

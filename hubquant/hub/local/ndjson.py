@@ -1,4 +1,4 @@
-"""The body of a commit: one JSON object per line, read line by line; the content of a file goes to disk as soon as its line is complete."""
+"""The body of a commit: one JSON object per line. A file goes to disk as soon as its line is complete."""
 
 import base64
 import binascii

@@ -97,7 +97,7 @@ class Repos:
     def folder(self, repo: Repo) -> Path:
         return self._store.repos / repo.key
 
-    def _find(self, type_: str, repo_id: str) -> Repo | None:
+    def find(self, type_: str, repo_id: str) -> Repo | None:
         wanted = repo_id.lower()
         same_type = [repo for repo in self if repo.type == type_]
         now_called = next((repo for repo in same_type if repo.id.lower() == wanted), None)
@@ -105,7 +105,7 @@ class Repos:
 
     def get(self, type_: str, repo_id: str, caller: Caller) -> Repo:
         """Raises Refusal RepoNotFound if it does not exist or the caller may not know that it does."""
-        repo = self._find(type_, repo_id)
+        repo = self.find(type_, repo_id)
         if repo is None or not repo.readable_by(caller):
             raise repo_not_found(caller)
         return repo
@@ -114,7 +114,7 @@ class Repos:
         """For reading files: also raises GatedRepo."""
         repo = self.get(type_, repo_id, caller)
         if not repo.content_open_to(caller):
-            raise gated(caller, repo.id)
+            raise gated(caller, repo.type, repo.id)
         return repo
 
     def get_writable(self, type_: str, repo_id: str, caller: Caller) -> Repo:
@@ -136,7 +136,7 @@ class Repos:
         self._store.write_json(folder / "repo.json", repo.record())
         self._store.write_json(folder / "refs.json", repo.refs)
         with self._index_lock:
-            taken = self._find(repo.type, repo.id)
+            taken = self.find(repo.type, repo.id)
             if taken is not None and taken.id.lower() == repo.id.lower():
                 self._store.discard(folder)
                 raise Refusal(409, f"You already created this {repo.type} repo")
@@ -152,7 +152,7 @@ class Repos:
     def move(self, repo: Repo, new_id: str) -> None:
         """Raises Refusal 409 if the new name is taken. The old name goes on leading here until another repo takes it."""
         with repo.lock, self._index_lock:
-            taken = self._find(repo.type, new_id)
+            taken = self.find(repo.type, new_id)
             if taken is not None and taken is not repo and taken.id.lower() == new_id.lower():
                 raise Refusal(409, f"A {repo.type} repository called {taken.id} already exists")
             repo.former_ids = [name for name in [*repo.former_ids, repo.id.lower()] if name != new_id.lower()]

@@ -1,7 +1,7 @@
 """Files on disk: content-addressed blobs and small JSON records.
 
 A process killed at any moment leaves either the old or the new state of a record, and blobs that are whole or absent:
-everything is written to `temp/` first and moved into place with `os.replace`. (There is no fsync: a power cut is not covered.)
+everything is written to `temp/` first and moved into place with a rename. (There is no fsync: a power cut is not covered.)
 
     root/lock              held by the one process that serves this folder
     root/blobs/ab/cdef…    every file's bytes under their sha256
@@ -12,7 +12,6 @@ everything is written to `temp/` first and moved into place with `os.replace`. (
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -128,7 +127,7 @@ class Store:
     def discard(self, folder: Path) -> None:
         """Remove a folder at once (a rename), then its content."""
         trash = self.new_temp_path()
-        os.replace(folder, trash)
+        folder.replace(trash)
         shutil.rmtree(trash, ignore_errors=True)
 
     def secret(self) -> bytes:

@@ -14,7 +14,9 @@ from hubquant.hub.local.gitattributes import is_lfs, lfs_patterns
 from hubquant.hub.local.ndjson import CommitRequest, read_commit
 from hubquant.hub.local.repos import Repo
 from hubquant.hub.local.routes.common import REPO, Address, Body, Hub, Segment, Who
+from hubquant.hub.local.routes.discussions import announce_pr
 from hubquant.hub.local.state import HubState
+from hubquant.hub.local.webhooks import Event, updated_ref
 
 router = APIRouter()
 ATTRIBUTES_LIMIT_BYTES = 2**20
@@ -79,8 +81,10 @@ def _commit(hub: HubState, repo: Repo, rev: str, wanted: CommitRequest, author: 
     if create_pr:
         parent = hub.commits.resolve(repo, wanted.parent or ref)
         record, made = hub.discussions.open_pr_with(repo, ref, parent, draft)
+        announce_pr(hub, repo, record, made.oid)
     else:
-        _, made = hub.commits.advance(repo, ref, wanted.parent, draft)
+        before, made = hub.commits.advance(repo, ref, wanted.parent, draft)
+        hub.notify(repo, Event("update", "repo.content", updated_ref(ref, before.oid, made.oid)))
         if ref.startswith("refs/pr/"):
             hub.discussions.add_commit_event(repo, int(ref.rpartition("/")[2]), made)
     address = f"{hub.url}/{repo.url_path}"

@@ -12,6 +12,7 @@ from hubquant.hub.local.gitattributes import DEFAULT_GITATTRIBUTES
 from hubquant.hub.local.repos import TYPES, Repo, check_name, new_key
 from hubquant.hub.local.routes.common import REPO, Address, Body, Hub, Who, text_field
 from hubquant.hub.local.state import HubState
+from hubquant.hub.local.webhooks import Event, owner_id
 
 router = APIRouter()
 
@@ -65,6 +66,7 @@ def create(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
         hub.repos.create(repo, first_files)
     except Refusal as refusal:
         raise Refusal(refusal.status, refusal.message, body={"error": refusal.message, **answer}) from None
+    hub.notify(repo, Event("create", "repo", {}))
     return answer
 
 
@@ -74,6 +76,7 @@ def delete(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
     if who.anonymous:
         raise sign_in_first()
     repo = hub.repos.get_writable(type_, f"{body.get('organization') or who.name}/{name}", who)
+    hub.notify(repo, Event("delete", "repo", {}))
     hub.repos.delete(repo)
     return {}
 
@@ -87,6 +90,7 @@ def move(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
     repo = hub.repos.get_writable(type_, from_id, who)
     owner = owned_namespace(hub, who, namespace, f"move a {type_}")
     check_name(name)
+    hub.notify(repo, Event("move", "repo", {"movedTo": {"name": f"{owner}/{name}", "owner": {"id": owner_id(owner)}}}))
     hub.repos.move(repo, f"{owner}/{name}")
     return {"url": f"{hub.url}/{repo.url_path}"}
 
@@ -103,6 +107,7 @@ def settings(address: Address, body: Body, hub: Hub, who: Who) -> dict[str, Any]
         if gate is not None:
             repo.gated = gate
         hub.repos.save(repo)
+    hub.notify(repo, Event("update", "repo.config", {}))
     return {"private": repo.private, "gated": repo.gated}
 
 

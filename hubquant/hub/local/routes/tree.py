@@ -117,7 +117,8 @@ def commits(
     repo = hub.repos.get(*address, who)
     first = hub.commits.get(repo, str(decode_cursor(cursor, length=1)[0])) if cursor else hub.commits.resolve(repo, rev)
     size = max(1, min(limit or hub.page_size, hub.page_size))
-    shown, following = [], None
+    shown: list[dict[str, Any]] = []
+    following = None
     for commit in hub.commits.history(repo, first):
         if len(shown) == size:
             following = encode_cursor([commit.oid])
