@@ -10,6 +10,7 @@ from pathlib import Path
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
 
 from hubquant.config import Settings
+from hubquant.errors import HubquantError
 
 APPLICATION = "hubquant"
 QUEUE = "models"
@@ -64,7 +65,7 @@ def running(settings: Settings) -> Iterator[None]:
         "executor_id": _executor(settings),
         "application_version": APPLICATION_VERSION,
         "serializer": DBOSPortableJSONSerializer(),
-        "log_level": "INFO",
+        "log_level": "WARNING",
     }
     DBOS(config=config)
     try:
@@ -82,11 +83,12 @@ def logged(settings: Settings) -> Iterator[None]:
     settings.state.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(settings.state / "bot.log", delay=True)
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.addFilter(_news)
     loggers = [logging.getLogger("dbos"), logging.getLogger("hubquant")]
     before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
+    for logger, level in zip(loggers, (logging.WARNING, logging.INFO), strict=True):
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(level)
         logger.propagate = False
     try:
         yield
@@ -96,6 +98,11 @@ def logged(settings: Settings) -> Iterator[None]:
             logger.setLevel(level)
             logger.propagate = propagate
         handler.close()
+
+
+def _news(record: logging.LogRecord) -> bool:
+    """Not DBOS's traceback of a job that failed with one of our sentences: the sentence is in the log already."""
+    return not (record.name == "dbos" and record.exc_info and isinstance(record.exc_info[1], HubquantError))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The heavy steps as subprocesses: a cancelled job can be stopped, a crash or an out-of-memory kill takes only the step."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -14,8 +15,10 @@ from hubquant.errors import HubquantError
 from hubquant.recipe import Frozen
 
 POLL_SECONDS = 0.25
+LOG_TAIL = 10_000  # characters of a failed command's output that the bot's log keeps
 # The heavy steps read a model folder and write an output folder; they get neither the token nor the network's address of the Hub.
 WITHHELD = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE")
+log = logging.getLogger(__name__)
 
 
 class Progress(Frozen):
@@ -34,9 +37,10 @@ def run(
     `check` is called several times a second; what it raises ends the command (with its whole process group) and passes on.
     Raises HubquantError with the command's own sentence when it fails. One command at a time per folder.
     """
-    log = folder / f"{name}.log"
+    log_file, progress_file = folder / f"{name}.log", folder / "out" / "progress.json"
+    progress_file.unlink(missing_ok=True)  # of the step before
     wrapped = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), str(folder / "step.lock"), *command]
-    with log.open("wb") as output:
+    with log_file.open("wb") as output:
         # a group of its own: Ctrl-C in the bot's terminal does not reach it, killpg reaches all of it
         process = subprocess.Popen(
             wrapped, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output, env=_environment(), process_group=0
@@ -45,7 +49,7 @@ def run(
     try:
         while not _ended(process):
             check()
-            progress = _progress(folder / "out" / "progress.json")
+            progress = _progress(progress_file)
             if progress is not None and progress != last:
                 on_progress(progress)
                 last = progress
@@ -54,7 +58,9 @@ def run(
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     if process.returncode != 0:
-        raise HubquantError(_sentence(name, process.returncode, log))
+        said = log_file.read_text(errors="replace")
+        log.error("%s ended with %d in %s:\n%s", name, process.returncode, folder, said[-LOG_TAIL:])
+        raise HubquantError(_sentence(name, process.returncode, said))
 
 
 def _environment() -> dict[str, str]:
@@ -77,8 +83,8 @@ def _progress(file: Path) -> Progress | None:
         return None
 
 
-def _sentence(name: str, code: int, log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def _sentence(name: str, code: int, said: str) -> str:
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     last = lines[-1].removeprefix("error: ") if lines else "it said nothing"
     if code in (1, 2):
         return last
