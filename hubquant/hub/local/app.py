@@ -1,14 +1,16 @@
 """The FastAPI application: every route of the Hub over one HubState."""
 
 import errno
+import re
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from hubquant.hub.local.answers import Refusal
+from hubquant.hub.local.answers import Refusal, repo_not_found
 from hubquant.hub.local.routes import (
     access,
     account,
@@ -29,6 +31,7 @@ from hubquant.hub.local.routes.common import get_caller
 from hubquant.hub.local.state import HubState
 
 ROUTERS = (account, repos, access, info, tree, refs, commit, discussions, lfs, resolve, collections, webhooks, pages)
+REPO_ADDRESS = re.compile(r"/api/(models|datasets|spaces|kernels)/|/[^/]+/resolve/")
 
 
 def refusal_response(refusal: Refusal) -> JSONResponse:
@@ -51,12 +54,20 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
-    """An address that leads nowhere is most often a repo id of one word, which this Hub does not have."""
+    """The usual reason is a repo id of one word, such as gpt2, which this Hub does not have."""
     assert isinstance(error, HTTPException)
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        anonymous = (await get_caller(request)).anonymous
-        return refusal_response(Refusal(401 if anonymous else 404, "Repository not found", "RepoNotFound"))
-    return refusal_response(Refusal(error.status_code, str(error.detail)))
+    refusal = Refusal(error.status_code, str(error.detail))
+    if error.status_code == HTTPStatus.NOT_FOUND and REPO_ADDRESS.match(request.url.path):
+        try:
+            refusal = repo_not_found(await get_caller(request))
+        except Refusal as invalid_token:
+            refusal = invalid_token
+    return refusal_response(refusal)
+
+
+async def _nobody_left(request: Request, error: Exception) -> Response:
+    """The client closed the connection in the middle of its request."""
+    return Response(status_code=499)
 
 
 async def _os_error(request: Request, error: Exception) -> JSONResponse:
@@ -72,6 +83,7 @@ def create_app(hub: HubState, test_hooks: bool = False) -> FastAPI:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _no_such_route)
+    app.add_exception_handler(ClientDisconnect, _nobody_left)
     app.add_exception_handler(OSError, _os_error)
     for module in (*((hooks,) if test_hooks else ()), *ROUTERS):
         app.include_router(module.router)

@@ -69,6 +69,7 @@ class _Listener:
             ws="none",
             lifespan="off",
             log_level="warning",
+            log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=2,

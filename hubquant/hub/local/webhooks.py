@@ -83,7 +83,7 @@ class Webhooks:
         self._path(id_).unlink(missing_ok=True)
 
     def notify(self, hub_url: str, repo: Repo, tags: list[str], event: Event) -> None:
-        """Queue the event for every webhook that watches the repo and whose owner may see it. Kernels have no payload in version 3."""
+        """Queue the event for every webhook that watches the repo and whose owner may see it. Kernels have no payload."""
         if repo.type == "kernel":
             return
         for record in self._store.read_records(self._folder):

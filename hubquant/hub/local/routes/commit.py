@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,10 +23,8 @@ router = APIRouter()
 ATTRIBUTES_LIMIT_BYTES = 2**20
 
 
-def repo_to_change(hub: HubState, address: tuple[str, str], who: Caller, create_pr: bool) -> Repo:
-    """Anybody with a write token who can see a repo may open a pull request; the rest needs the right to write."""
-    if not create_pr:
-        return hub.repos.get_writable(*address, who)
+def repo_to_propose_to(hub: HubState, address: tuple[str, str], who: Caller) -> Repo:
+    """Anybody with a write token who can see a repo may open a pull request."""
     repo = hub.repos.get(*address, who)
     if who.anonymous:
         raise sign_in_first()
@@ -34,9 +33,19 @@ def repo_to_change(hub: HubState, address: tuple[str, str], who: Caller, create_
     return repo
 
 
+def repo_to_change(hub: HubState, address: tuple[str, str], rev: str, who: Caller, create_pr: bool) -> Repo:
+    """To commit to a revision takes the right to write, but for one's own pull requests."""
+    own_pr = re.fullmatch(r"refs/pr/(\d+)", rev)
+    if create_pr or own_pr:
+        repo = repo_to_propose_to(hub, address, who)
+        if create_pr or (own_pr and hub.discussions.get(repo, int(own_pr[1]))["author"] == who.name):
+            return repo
+    return hub.repos.get_writable(*address, who)
+
+
 @router.post(REPO + "/preupload/{rev}")
 def preupload(address: Address, rev: Segment, body: Body, hub: Hub, who: Who, create_pr: bool = False) -> dict[str, Any]:
-    repo = repo_to_change(hub, address, who, create_pr)
+    repo = repo_to_change(hub, address, rev, who, create_pr)
     commit = hub.commits.resolve(repo, rev)
     patterns = _patterns(hub, commit)
     files = body.get("files")
@@ -68,7 +77,7 @@ def _upload_mode(commit: Commit, patterns: list[str], file: Any) -> dict[str, An
 
 @router.post(REPO + "/commit/{rev}")
 async def commit(address: Address, rev: Segment, request: Request, hub: Hub, who: Who, create_pr: bool = False) -> dict[str, Any]:
-    repo = await run_in_threadpool(repo_to_change, hub, address, who, create_pr)
+    repo = await run_in_threadpool(repo_to_change, hub, address, rev, who, create_pr)
     wanted = await read_commit(hub.store, request.stream())
     return await run_in_threadpool(_commit, hub, repo, rev, wanted, who.name or "", create_pr)
 

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from hubquant.hub.local.answers import bad_request
 from hubquant.hub.local.repos import URL_PREFIX
-from hubquant.hub.local.routes.commit import repo_to_change
+from hubquant.hub.local.routes.commit import repo_to_propose_to
 from hubquant.hub.local.routes.common import Body, Hub, Who
 from hubquant.hub.local.storage import BlobWriter
 
@@ -31,7 +31,7 @@ def batch(prefix: str, ns: str, name: str, body: Body, hub: Hub, who: Who) -> JS
 
 
 def _batch(type_: str, repo_id: str, body: dict[str, Any], hub: Hub, who: Who) -> JSONResponse:
-    repo_to_change(hub, (type_, repo_id), who, create_pr=True)
+    repo_to_propose_to(hub, (type_, repo_id), who)
     objects = body.get("objects")
     if body.get("operation") != "upload" or body.get("hash_algo", "sha256") != "sha256" or not isinstance(objects, list):
         raise bad_request("An LFS batch must be an upload of a list of objects by sha256")

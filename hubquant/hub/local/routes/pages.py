@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 
 from hubquant.hub.local import cards
 from hubquant.hub.local.accounts import Caller
+from hubquant.hub.local.answers import not_found
 from hubquant.hub.local.commits import MAIN, Commit
 from hubquant.hub.local.derived import CARD_LIMIT_BYTES
 from hubquant.hub.local.repos import URL_PREFIX, Repo
@@ -20,7 +21,8 @@ router = APIRouter(default_response_class=HTMLResponse)
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:"
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;margin:1rem 0}td,th{border-bottom:1px solid #ddd;padding:.3rem .8rem;text-align:left}
-td.n{text-align:right}pre{background:#f5f5f5;padding:.8rem;overflow-x:auto}.tag{background:#eef;border-radius:.3rem;padding:.1rem .4rem}"""
+td.n{text-align:right}pre{background:#f5f5f5;padding:.8rem;overflow-x:auto}
+.tag{background:#eef;border-radius:.3rem;padding:.1rem .4rem}"""
 
 
 def _page(title: str, content: str) -> HTMLResponse:
@@ -67,8 +69,11 @@ def index(hub: Hub, who: Who) -> HTMLResponse:
 
 @router.get("/{ns}")
 def namespace(ns: str, hub: Hub, who: Who) -> HTMLResponse:
-    repos = [repo for repo in hub.repos if repo.namespace.lower() == ns.lower() and repo.readable_by(who)]
-    return _page(hub.accounts.namespace(ns) or ns, _repo_table(hub, repos))
+    owner = hub.accounts.namespace(ns)
+    if owner is None:
+        raise not_found(f"There is no account {ns!r} on this Hub")
+    repos = [repo for repo in hub.repos if repo.namespace == owner and repo.readable_by(who)]
+    return _page(owner, _repo_table(hub, repos))
 
 
 def _repo_table(hub: HubState, repos: list[Repo]) -> str:
@@ -123,9 +128,8 @@ def _repo_page(hub: HubState, type_: str, repo_id: str, rev: str, who: Caller) -
 
 def _discussion_list(hub: HubState, repo: Repo, rev: str) -> str:
     records = hub.discussions.all(repo) if hub.commits.find_ref(repo, rev) == MAIN else []
-    rows = [
-        [_link(f"{repo.url_path}/discussions/{r['num']}", r["title"]), escape(r["status"]), escape(r["author"])] for r in records
-    ]
+    page = f"{repo.url_path}/discussions"
+    rows = [[_link(f"{page}/{one['num']}", one["title"]), escape(one["status"]), escape(one["author"])] for one in records]
     return _table(["discussion", "status", "by"], rows) if rows else ""
 
 
