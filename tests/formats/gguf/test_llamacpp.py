@@ -1,0 +1,290 @@
+"""llama.cpp itself reads our files: the same tokens, the same logits, the same perplexity, the same choice of types."""
+
+import ctypes
+import json
+import unicodedata
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hubquant.formats.gguf.imatrix import ImatrixInfo
+from hubquant.formats.gguf.mixtures import MIXTURES
+from hubquant.formats.gguf.pretokenizer import PRE_TOKENIZERS
+from hubquant.formats.gguf.reader import GgufSource
+
+llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python; run make test-llamacpp")
+pytestmark = pytest.mark.llamacpp
+
+WINDOW = 512
+N_WINDOWS = 8
+STRINGS = (
+    "Hello, world!",
+    "It was a dark and stormy night;  the rain fell in torrents -- except at occasional intervals.",
+    "  leading and trailing   spaces  ",
+    "tabs\tand\nnew lines\n\n\nand\r\ncarriage returns\r\n",
+    "I'll they've don't IT'S we'Re 'tis \u2019tis",
+    "1234567890 3.14159 12a34 ½ ² ٣٤٥",
+    "naïve café Ünïcödé Größe",
+    "Привет мир, 你好世界, こんにちは, 안녕하세요, שלום, مرحبا, हिन्दी में",
+    "emoji 🚀🦙 👨‍👩‍👧‍👦 e\u0301 \u200d\ufeff",
+    "def f(x):\n    return {x: [x**2 for _ in range(10)]}  # code\n",
+    "\u00a0non\u2003breaking\u3000spaces\u2028",
+    "a" * 60 + "!" * 30 + " " * 40 + ".",
+    "!?()[]{}<>|\\/@#$%^&*_+-=~`'\"",
+    "",
+)
+
+
+def _load(path: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    """A llama_cpp.Llama that computes from the weights as stored, with few threads beside torch's."""
+    defaults = llama_cpp.llama_cpp.llama_model_default_params
+
+    def without_repacking() -> Any:
+        # repacked weights take code paths (AMX) that some virtual machines announce and then refuse
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    with monkeypatch.context() as patched:
+        patched.setattr(llama_cpp.llama_cpp, "llama_model_default_params", without_repacking)
+        return llama_cpp.Llama(str(path), n_threads=2, n_threads_batch=2, verbose=False, **options)
+
+
+@pytest.fixture
+def llama(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    return lambda path, **options: _load(path, monkeypatch, **options)
+
+
+def _logits(model: Any, tokens: list[int]) -> Tensor:
+    """[n, vocabulary], float64."""
+    model.reset()
+    model.eval(tokens)
+    return torch.from_numpy(np.array(model.scores[: len(tokens)], dtype=np.float64))
+
+
+def _mean_kl(base: Tensor, other: Tensor) -> float:
+    p, q = base.double().log_softmax(-1), other.double().log_softmax(-1)
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def _perplexity(logits: Callable[[list[int]], Tensor], windows: list[list[int]], bos: int | None) -> float:
+    """llama-perplexity's protocol: every window by itself, its first token replaced by BOS where the model adds one, the
+    predictions of its second half scored."""
+    losses = []
+    for window in windows:
+        tokens = window if bos is None else [bos, *window[1:]]
+        log_p = logits(tokens)[WINDOW // 2 : -1].double().log_softmax(-1)
+        losses.append(-log_p.gather(1, torch.tensor(window[WINDOW // 2 + 1 :])[:, None]))
+    return float(torch.cat(losses).mean().exp())
+
+
+@pytest.fixture(scope="module")
+def windows(demo_folder: Path) -> list[list[int]]:
+    text = (files("hubquant") / "texts" / "prose-eval.txt").read_text()
+    ids = Tokenizer.from_file(str(demo_folder / "tokenizer.json")).encode(text[:120_000]).ids
+    return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(N_WINDOWS)]
+
+
+@pytest.fixture(scope="module")
+def skeleton(demo_folder: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(demo_folder, dtype=torch.float32).eval()
+
+
+def _torch_logits(model: PreTrainedModel) -> Callable[[list[int]], Tensor]:
+    @torch.no_grad()
+    def logits(tokens: list[int]) -> Tensor:
+        return model(torch.tensor([tokens])).logits[0]
+
+    return logits
+
+
+def _decoded(skeleton: PreTrainedModel, path: Path) -> PreTrainedModel:
+    """The base with the weights of a published file."""
+    source = GgufSource(path)
+    model = AutoModelForCausalLM.from_config(skeleton.config, dtype=torch.float32).eval()
+    missing = model.load_state_dict({name: source.tensor(name) for name in source.names()}, strict=False).missing_keys
+    assert missing in ([], ["lm_head.weight"])  # tied
+    return model
+
+
+@pytest.mark.parametrize("mixture", ["F32", "F16", "BF16"])
+def test_unquantized_files_give_the_logits_of_transformers(
+    mixture: str, demo_gguf: Callable[[str], Path], skeleton: PreTrainedModel, windows: list[list[int]], llama: Callable[..., Any]
+) -> None:
+    model = llama(demo_gguf(mixture), n_ctx=WINDOW, n_batch=WINDOW, logits_all=True)
+    reference = _torch_logits(skeleton)
+    assert np.mean([_mean_kl(reference(w), _logits(model, w)) for w in windows[:3]]) < 1e-4
+
+
+def test_every_family_gives_the_logits_of_transformers(
+    random_model_name: str,
+    random_model: Callable[[str], Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+    llama: Callable[..., Any],
+) -> None:
+    folder = random_model(random_model_name)
+    model = llama(write_gguf(tmp_path / "m.gguf", "F32", folder), n_ctx=256, n_batch=256, logits_all=True)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.randint(0, 2048, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    expected = _torch_logits(reference)(tokens)
+    assert expected.std() > 1  # the logits say something, and would tell a wrong rotation or a lost bias
+    assert _mean_kl(expected, _logits(model, tokens)) < 1e-4
+
+
+@pytest.mark.parametrize("mixture", ["Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "Q5_0", "Q4_0"])
+def test_perplexity_is_that_of_our_own_evaluation(
+    mixture: str, demo_gguf: Callable[[str], Path], skeleton: PreTrainedModel, windows: list[list[int]], llama: Callable[..., Any]
+) -> None:
+    path = demo_gguf(mixture)
+    model = llama(path, n_ctx=WINDOW, n_batch=WINDOW, logits_all=True)
+    bos = model.token_bos() if llama_cpp.llama_vocab_get_add_bos(llama_cpp.llama_model_get_vocab(model.model)) else None
+    theirs = _perplexity(lambda tokens: _logits(model, tokens), windows, bos)
+    ours = _perplexity(_torch_logits(_decoded(skeleton, path)), windows, bos)
+    print(f"{mixture}: llama.cpp {theirs:.4f}, ours {ours:.4f}, ratio {theirs / ours:.5f}")
+    assert theirs == pytest.approx(ours, rel=0.01)
+
+
+def test_it_generates_text(demo_gguf: Callable[[str], Path], llama: Callable[..., Any]) -> None:
+    model = llama(demo_gguf("Q4_K_M"), n_ctx=128)
+    answer = model("It was a", max_tokens=12, temperature=0.0)["choices"][0]["text"]
+    assert len(answer.split()) > 4
+
+
+def test_tokens_are_those_of_the_tokenizer(demo_folder: Path, demo_gguf: Callable[[str], Path], llama: Callable[..., Any]) -> None:
+    model = llama(demo_gguf("F16"), vocab_only=True)
+    reference = Tokenizer.from_file(str(demo_folder / "tokenizer.json"))
+    for text in STRINGS:
+        assert model.tokenize(text.encode(), add_bos=True, special=False) == reference.encode(text).ids, text
+    assert model.tokenize(b"a<|endoftext|>b", add_bos=False, special=True) == reference.encode("a<|endoftext|>b").ids
+
+
+def _steps(patterns: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _byte_level_folder(base: Path, folder: Path, patterns: tuple[str, ...], ignore_merges: bool) -> Tokenizer:
+    """A checkpoint folder like `base` with a byte-level tokenizer of 2048 tokens trained with these splits."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = _steps(patterns)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    prose = (files("hubquant") / "texts" / "prose-calib.txt").read_text()[:200_000]
+    tokenizer.train_from_iterator([prose, *STRINGS * 20], trainer)
+    _copy_with_tokenizer(base, folder, tokenizer)
+    return tokenizer
+
+
+def _copy_with_tokenizer(base: Path, folder: Path, tokenizer: Tokenizer) -> None:
+    folder.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (folder / file).symlink_to(base / file)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+
+
+@pytest.mark.parametrize(
+    ("patterns", "ignore_merges", "name"),
+    [(patterns, whole, name) for patterns, names in PRE_TOKENIZERS.items() for whole, name in enumerate(names) if name],
+)
+def test_every_pre_tokenizer_splits_as_llama_cpp_does(
+    patterns: tuple[str, ...],
+    ignore_merges: int,
+    name: str,
+    random_model: Callable[[str], Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+    llama: Callable[..., Any],
+) -> None:
+    reference = _byte_level_folder(random_model("llama"), tmp_path / name, patterns, bool(ignore_merges))
+    path = write_gguf(tmp_path / "m.gguf", "F32", tmp_path / name)
+    assert GgufSource(path).header.values["tokenizer.ggml.pre"] == name
+    model = llama(path, vocab_only=True)
+    prose = (files("hubquant") / "texts" / "prose-eval.txt").read_text()[:20_000]
+    for text in (*STRINGS, prose):
+        # llama.cpp's versions of these two leave combining marks out of words
+        if name in ("tekken", "gpt-4o") and any(unicodedata.category(c).startswith("M") for c in text):
+            continue
+        assert model.tokenize(text.encode(), add_bos=False, special=False) == reference.encode(text).ids, text
+
+
+@pytest.mark.parametrize("prepends", [True, False])
+def test_sentencepiece_tokens_are_those_of_the_tokenizer(
+    prepends: bool, random_model: Callable[[str], Path], write_gguf: Callable[..., Path], tmp_path: Path, llama: Callable[..., Any]
+) -> None:
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=True)
+    trained.train_from_iterator(
+        [(files("hubquant") / "texts" / "prose-calib.txt").read_text()[:200_000]],
+        trainers.BpeTrainer(vocab_size=1700, show_progress=False),
+    )
+    specials = ["<unk>", "<s>", "</s>"]
+    learned = sorted((token for token in trained.get_vocab() if token != "▁"), key=lambda t: (len(t) == 1, trained.get_vocab()[t]))
+    vocab = {token: i for i, token in enumerate([*specials, *(f"<0x{b:02X}>" for b in range(256)), *learned, "▁"])}
+    merges = [
+        (token[:i], token[i:]) for token in learned for i in range(1, len(token)) if token[:i] in vocab and token[i:] in vocab
+    ]
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    steps = [normalizers.Prepend("▁")] if prepends else []
+    tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens(specials)
+    folder = tmp_path / "model"
+    _copy_with_tokenizer(random_model("llama"), folder, tokenizer)
+    options = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))
+    model = llama(write_gguf(tmp_path / "m.gguf", "F32", folder), vocab_only=True)
+    prose = (files("hubquant") / "texts" / "prose-eval.txt").read_text()[:20_000]
+    for text in (*STRINGS[:-1], prose):
+        expected = [1, *tokenizer.encode(text).ids]
+        assert model.tokenize(text.encode(), add_bos=True, special=False) == expected, text
+
+
+def _quantized_by_llama_cpp(source: Path, target: Path, file_type: int, with_imatrix: bool) -> dict[str, str]:
+    """Tensor → type that llama_model_quantize chooses for an F16 file."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = file_type, 2
+    if with_imatrix:
+        tensors = [t for t in gguf.GGUFReader(source).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
+        entries = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(tensors) + 1))()
+        keep = [np.ones(int(tensor.shape[0]), np.float32) for tensor in tensors]
+        for entry, tensor, ones in zip(entries, tensors, keep, strict=False):
+            entry.name, entry.size = tensor.name.encode(), len(ones)
+            entry.data = ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        params.imatrix = ctypes.cast(entries, type(params.imatrix))
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
+    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(target).tensors}
+
+
+@pytest.mark.parametrize("with_imatrix", [False, True])
+@pytest.mark.parametrize("mixture", [name for name in MIXTURES if name not in ("F32", "F16", "BF16")])
+@pytest.mark.parametrize("model", ["demo", "llama"])
+def test_types_are_those_llama_cpp_chooses(
+    model: str,
+    mixture: str,
+    with_imatrix: bool,
+    demo_folder: Path,
+    random_model: Callable[[str], Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    """The random model has rows of 64 and 96 and an output of its own: every K type must fall back."""
+    folder = demo_folder if model == "demo" else random_model(model)
+    source = write_gguf(tmp_path / "f16.gguf", "F16", folder)
+    info = ImatrixInfo("imatrix.gguf", "prose", 1) if with_imatrix else None
+    ours = {t.name: t.tensor_type.name for t in gguf.GGUFReader(write_gguf(tmp_path / "o.gguf", mixture, folder, info)).tensors}
+    assert ours == _quantized_by_llama_cpp(source, tmp_path / "t.gguf", MIXTURES[mixture].file_type, with_imatrix)
