@@ -85,7 +85,7 @@ def _progress(file: Path) -> Progress | None:
 
 def _sentence(name: str, code: int, said: str) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    last = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+    last = lines[-1].removeprefix("error: ").removeprefix("bug: ") if lines else "it said nothing"
     if code in (1, 2):
         return last
     if code < 0:

@@ -61,7 +61,7 @@ def test_progress_is_told_and_the_command_runs_to_its_end(tmp_path: Path) -> Non
             "layer 3 of org/m holds NaN; nothing was written",
         ),
         (2, "unknown variant 'x'", "unknown variant 'x'"),
-        (3, "KeyError: 'q'", "quantize failed with a bug in hubquant (exit code 3): KeyError: 'q'"),
+        (3, "bug: KeyError: 'q'", "quantize failed with a bug in hubquant (exit code 3): KeyError: 'q'"),
         (3, "", "quantize failed with a bug in hubquant (exit code 3): it said nothing"),
     ],
 )
