@@ -11,8 +11,8 @@ import torch
 
 from hubquant import __version__
 from hubquant.artifact import Artifact, Base, Report
-from hubquant.calibrate.source import with_texts as with_texts
-from hubquant.calibrate.text import calibration_windows, load_tokenizer, read_text, text_name, tokenize
+from hubquant.calibrate.source import read_text, text_name
+from hubquant.calibrate.text import calibration_windows, load_tokenizer, tokenize
 from hubquant.errors import BadModel, DiskFull, UsageError
 from hubquant.evaluate.divergence import compare
 from hubquant.evaluate.gate import judge

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hubquant.artifact import Protocol
-from hubquant.calibrate.text import read_text, text_name, text_sha256, tokenize
+from hubquant.calibrate.source import read_text, text_name, text_sha256
+from hubquant.calibrate.text import tokenize
 from hubquant.errors import UsageError
 
 RULES = ("gptq", "llamacpp")

@@ -1,0 +1,295 @@
+"""The command line: one command per verb, each calls one function. Exit codes: 0 done, 1 a known error in one sentence,
+2 usage, 3 a bug (the log is named), 130 interrupted. `--json` prints one JSON document on stdout and nothing else."""
+
+import json
+import os
+import sys
+import tempfile
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import BaseModel, ValidationError
+
+from hubquant import __version__, console
+from hubquant.artifact import Base, Report
+from hubquant.config import Settings
+from hubquant.errors import HubquantError, UsageError
+from hubquant.recipe import DEFAULT_VARIANTS, VARIANTS, Calibration, EvaluationPlan, Recipe, variant
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Quantized models: made in one pass, measured, published.",
+)
+
+Model = Annotated[str, typer.Argument(help="A model on the Hub (ORGANISATION/NAME) or a folder.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
+Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of the bot.")]
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--variant", "-v", help=f"What to make; repeat it. Known: {', '.join(VARIANTS)}. Default: all five of the ladder."
+    ),
+]
+DEFAULT_CONFIG = Path("hubquant.toml")
+T = TypeVar("T", bound=BaseModel)
+
+
+@app.command()
+def quantize(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")],
+    variants: Variants = None,
+    calibration: Annotated[str, typer.Option(help="Calibration text: a file, or a bundled one by name.")] = "prose-calib",
+    windows: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = Calibration().windows,
+    window: Annotated[int, typer.Option(help="Tokens per calibration window.", min=2)] = Calibration().window,
+    text: Annotated[str, typer.Option(help="Evaluation text: a file, or a bundled one by name.")] = "prose-eval",
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="Evaluation protocol, gptq-N or llamacpp-N; the first decides.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the evaluation text that are used.")] = EvaluationPlan().max_tokens,
+    recipe_file: Annotated[Path | None, typer.Option("--recipe", help="A recipe as JSON, instead of the options above.")] = None,
+    base_file: Annotated[Path | None, typer.Option("--base", help="What is known of a base folder, as JSON.", hidden=True)] = None,
+    evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure what was made.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Make every variant of MODEL in one pass over its layers, and measure each from its bytes."""
+    from hubquant import pipeline
+    from hubquant.calibrate.source import with_texts
+
+    if recipe_file is not None:
+        recipe = _read(Recipe, recipe_file)
+    else:
+        names = tuple(variant(name).name for name in variants or DEFAULT_VARIANTS)
+        protocols = tuple(protocol or EvaluationPlan().protocols)
+        recipe = Recipe(
+            variants=names,
+            calibration=Calibration(source=calibration, windows=windows, window=window),
+            evaluation=EvaluationPlan(source=text, protocols=protocols, max_tokens=max_tokens),
+        )
+    folder, base = _model(model) if base_file is None else (Path(model), _read(Base, base_file))
+    with console.bars() as progress:
+        report = pipeline.quantize(folder, out, with_texts(recipe), base, progress)
+        if evaluation:
+            report = pipeline.evaluate(out, folder, progress)
+    _show(report, as_json)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="An output folder of `hubquant quantize`.")],
+    base: Annotated[str, typer.Option("--base", help="The base model: on the Hub or a folder.")],
+    text: Annotated[str, typer.Option(help="A text file instead of the recipe's text.")] = "",
+    protocol: Annotated[list[str] | None, typer.Option(help="gptq-N or llamacpp-N instead of the recipe's; repeat it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure every artifact of FOLDER from its bytes against the base: perplexity, KL divergence, top-1 agreement."""
+    from hubquant import pipeline
+
+    report = pipeline.read_report(folder)
+    model, _ = _model(base, report.base.revision)
+    with console.bars() as progress:
+        report = pipeline.evaluate(folder, model, progress, tuple(protocol or ()), text)
+    _show(report, as_json)
+
+
+@app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="An output folder, measured.")],
+    to: Annotated[str, typer.Option("--to", help="Your account or organisation.")],
+    private: Annotated[bool, typer.Option(help="Leave the repos private.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish what passed the gate: card, manifest and files, one atomic commit per repo."""
+    from hubquant import pipeline
+    from hubquant.config import Publish
+    from hubquant.hub import publish as publishing
+    from hubquant.hub.client import Hub
+
+    report = pipeline.read_report(folder)
+    repos = publishing.plan(report, to)
+    refused = publishing.refused(report)
+    if not repos:
+        raise UsageError(f"nothing of {folder} can be published: {'; '.join(f'{v}: {why}' for v, why in refused.items())}")
+    settings = Publish(namespace=to, private=private)
+    done = [publishing.publish(Hub(), repo, report, folder, settings) for repo in repos]
+    if as_json:
+        _print_json({"published": [repo.model_dump(mode="json") for repo in done], "refused": refused})
+        return
+    out = console.people()
+    for repo in done:
+        out.print(f"{'published' if repo.changed else 'up to date'}: {repo.url}")
+    for name, why in refused.items():
+        out.print(f"not published: {name}: {why}")
+
+
+@app.command()
+def run(
+    config: Config = DEFAULT_CONFIG,
+    once: Annotated[bool, typer.Option("--once", help="One poll, work the queue until it is empty, end.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The bot: watch the Hub, decide, quantize, measure, publish. Until Ctrl-C, or once."""
+    from hubquant.bot import worker
+    from hubquant.botview import observer, summary_lines
+
+    settings = Settings.read(config)
+    out = console.people(as_json)
+    work = worker.run_once if once else worker.run_forever
+    summary = work(settings, observer=observer(out))
+    for line in summary_lines(summary):
+        out.print(line)
+    if as_json:
+        _print_json(summary)
+    if once and summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def request(model: Model, variants: Variants = None, config: Config = DEFAULT_CONFIG, as_json: Json = False) -> None:
+    """Ask the bot for variants of MODEL. The same policy decides as for what the watcher finds."""
+    from hubquant.bot import intake
+    from hubquant.bot.job import Job
+    from hubquant.hub.client import Hub
+
+    settings = Settings.read(config)
+    answer = intake.request(settings, Hub(settings.endpoint), model, tuple(variants or ()), os.environ.get("USER", "command line"))
+    if not isinstance(answer, Job):
+        raise HubquantError(f"{model} was declined: {answer.reason}")
+    if as_json:
+        _print_json(answer)
+    else:
+        console.people().print(f"job {answer.id}: {', '.join(answer.recipe.variants)} of {model}; `hubquant jobs` follows it")
+
+
+class JobsVerb(StrEnum):
+    list = "list"
+    cancel = "cancel"
+    retry = "retry"
+
+
+@app.command()
+def jobs(
+    verb: Annotated[JobsVerb, typer.Argument(help="What to do.")] = JobsVerb.list,
+    job_id: Annotated[str, typer.Argument(help="A job's id or its first digits.")] = "",
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+) -> None:
+    """The bot's queue: list it, cancel a job, or take one up again."""
+    from hubquant.bot import queue
+    from hubquant.botview import jobs_table
+
+    settings = Settings.read(config)
+    if verb is JobsVerb.list:
+        found = queue.list_jobs(settings)
+    elif not job_id:
+        raise UsageError(f"`hubquant jobs {verb}` needs a job's id; `hubquant jobs` lists them")
+    else:
+        found = [queue.cancel(settings, job_id) if verb is JobsVerb.cancel else queue.retry(settings, job_id)]
+    if as_json:
+        _print_json([job.model_dump(mode="json") for job in found])
+    else:
+        console.people().print(jobs_table(found) if found else "no jobs")
+
+
+@app.command()
+def hub(
+    root: Annotated[Path, typer.Option(help="Folder of the Hub's files; made if it does not exist.")],
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+) -> None:
+    """A local Hub: the Hub's API over files on disk, for trying things out and for tests."""
+    from hubquant.hub.local.server import serve
+
+    serve(root, host, port)
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its Hub and state.")] = Path("hubquant-demo"),
+    keep_serving: Annotated[bool, typer.Option("--serve", help="Keep the local Hub open to look at the published pages.")] = False,
+    as_json: Json = False,
+) -> None:
+    """The whole line once, without account or network: local Hub, bundled model, watcher, all variants, cards, loading back."""
+    from hubquant.demo.line import Demo
+
+    result = Demo(folder, console.people(as_json)).run(keep_serving)
+    if as_json:
+        _print_json(result)
+
+
+@app.command(name="install-hf-extension")
+def install_hf_extension() -> None:
+    """Make `hf quant …` run hubquant, as an extension of the Hub's own command line."""
+    from hubquant.integrations.hf_extension import install
+
+    console.people().print(f"installed: {install()}; try `hf quant --help`")
+
+
+@app.callback(invoke_without_command=True)
+def version(show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if show:
+        typer.echo(f"hubquant {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Console script. Every error becomes a sentence and an exit code here, at the outermost edge."""
+    try:
+        app()
+    except HubquantError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        print(f"bug: {type(error).__name__}: {error}; the full log is {_log()}", file=sys.stderr)
+        sys.exit(3)
+
+
+def _log() -> Path:
+    """Write the current exception, with versions, to a file of its own."""
+    with tempfile.NamedTemporaryFile("w", prefix="hubquant-bug-", suffix=".log", delete=False) as file:
+        file.write(f"hubquant {__version__}, python {sys.version}\n{' '.join(sys.argv)}\n\n{traceback.format_exc()}")
+    return Path(file.name)
+
+
+def _model(name: str, revision: str = "") -> tuple[Path, Base]:
+    """The model's folder, downloaded if it is on the Hub, and what is known of it."""
+    from hubquant.hub import snapshot
+    from hubquant.hub.client import Hub
+
+    folder = Path(name)
+    if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return folder, snapshot.fingerprint_folder(folder)
+    client = Hub()
+    base = snapshot.pin(client, name, revision or None)
+    cache = Path(os.environ.get("HUBQUANT_CACHE", Path.home() / ".cache" / "hubquant"))
+    return snapshot.download(client, base, cache / "models" / name.replace("/", "--") / base.revision), base
+
+
+def _read(kind: type[T], path: Path) -> T:
+    try:
+        return kind.model_validate_json(path.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except ValidationError as error:
+        raise UsageError(f"{path} is not a {kind.__name__.lower()}: {error.errors()[0]['msg']}") from None
+
+
+def _show(report: Report, as_json: bool) -> None:
+    if as_json:
+        _print_json(report)
+        return
+    out = console.people()
+    for part in console.report_tables(report):
+        out.print(part)
+
+
+def _print_json(value: Any) -> None:
+    print(value.model_dump_json(indent=2) if isinstance(value, BaseModel) else json.dumps(value, indent=2))
