@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .ggml_best_affine import AffineColumns, AffineFields, best_affine
 from .ggml_layout import pack_q4_k, pack_q5_k, pack_q6_k
 from .ggml_search import GROUP_MAX_EPS, AffineFit, ColumnSum, affine_search, divided, positive_search, signed_peak, symmetric_search
 
@@ -89,12 +90,45 @@ def encode_affine(blocks: Tensor, importance: Tensor | None, levels: int) -> tup
     return d16, dmin16, sc.to(torch.uint8).T.contiguous(), m.to(torch.uint8).T.contiguous(), codes
 
 
+def _objective(importance: Tensor | None) -> Tensor | None:
+    """The weights of the squared error [n, 256]: a millionth of the block's mean is the least, so that no weight is forgotten."""
+    if importance is None:
+        return None
+    mean = importance.mean(1, keepdim=True)
+    return torch.where(mean > 0, torch.maximum(importance, 1e-6 * mean), torch.ones_like(mean))
+
+
+def _improve_affine(blocks: Tensor, importance: Tensor | None, levels: int, fields: tuple[Tensor, ...]) -> None:
+    """Replaces the fields (d, dmin, sc, m, codes), in place, of every super-block for which better ones are found."""
+    objective = _objective(importance)
+    for part in slices(len(blocks)):
+        n = part.stop - part.start
+        d, dmin, sc, m, codes = (field[part] for field in fields)
+        x = AffineColumns(columns(blocks[part], 32), None if objective is None else columns(objective[part], 32), levels)
+        given = AffineFields(d.float().view(-1), dmin.float().view(-1), sc.T.float(), m.T.float())
+        error = x.error(x.x + given.minimum, columns(codes, 32).float(), given.scale).view(8, n).sum(0)
+        found, found_error = best_affine(x, n)
+        better = (found_error < error).nonzero().squeeze(1)
+        d[better, 0], dmin[better, 0] = found.d[better].half(), found.dmin[better].half()
+        sc[better], m[better] = found.sc.T[better].to(torch.uint8), found.m.T[better].to(torch.uint8)
+        codes[better] = rows(x.rounded(found), n)[better]
+
+
+def _encode_affine(
+    blocks: Tensor, importance: Tensor | None, mode: str, levels: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    fields = encode_affine(blocks, importance, levels)
+    if mode == "best":
+        _improve_affine(blocks, importance, levels, fields)
+    return fields
+
+
 def encode_q4_k(blocks: Tensor, importance: Tensor | None, mode: str) -> Tensor:
-    return pack_q4_k(*encode_affine(blocks, importance, 15))
+    return pack_q4_k(*_encode_affine(blocks, importance, mode, 15))
 
 
 def encode_q5_k(blocks: Tensor, importance: Tensor | None, mode: str) -> Tensor:
-    return pack_q5_k(*encode_affine(blocks, importance, 31))
+    return pack_q5_k(*_encode_affine(blocks, importance, mode, 31))
 
 
 def _q6_scales(scales: Tensor) -> tuple[Tensor, Tensor]:
