@@ -19,6 +19,7 @@ from hubquant.formats.shards import ShardWriter, write_json
 from hubquant.formats.writer import file_sha256
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.layer import Layer
+from hubquant.model.topology import LayerInput
 from hubquant.quantize import awq as awq_solver
 from hubquant.quantize import gptq as gptq_solver
 from hubquant.quantize.grid import Grid, QuantizedWeight
@@ -81,17 +82,25 @@ class PackedWriter:
         started = time.monotonic()
         scales = {i.name: self._scale(layer, i.name) for i in layer.inputs if i.absorber is not None}
         folded = layer.folded(scales, STORED)
+        packed = {n for read in folded.inputs for n in self._quantize(folded, read)}
         for name, weight in folded.tensors.items():
-            statistics = folded.statistics_of(name)
-            full_name = layer.prefix + name
-            if statistics is None or full_name in self.kept:
-                self._keep(full_name, weight, is_linear=statistics is not None)
-                continue
-            solved = gptq_solver.solve(weight, statistics.hessian, self.grid)
-            for suffix, tensor in self.format.pack(solved).items():
-                self._shards.add(f"{full_name.removesuffix('.weight')}.{suffix}", tensor)
-            self._record(full_name, statistics.output_error(weight, solved.dequantize()))
+            if name not in packed:
+                self._keep(layer.prefix + name, weight, is_linear=folded.input_of(name) is not None)
         self._seconds += time.monotonic() - started
+
+    def _quantize(self, layer: Layer, read: LayerInput) -> list[str]:
+        """Solve and store the linears that read one input; their rows are independent, so they are solved as one matrix."""
+        names = [f"{n}.weight" for n in read.linears if f"{layer.prefix}{n}.weight" not in self.kept]
+        if not names:
+            return names
+        statistics = layer.statistics[read.name]
+        weights = [layer.tensors[n] for n in names]
+        solved = gptq_solver.solve(torch.cat(weights), statistics.hessian, self.grid)
+        for name, weight, part in zip(names, weights, solved.split([w.shape[0] for w in weights]), strict=True):
+            for suffix, tensor in self.format.pack(part).items():
+                self._shards.add(f"{layer.prefix}{name.removesuffix('.weight')}.{suffix}", tensor)
+            self._record(layer.prefix + name, statistics.output_error(weight, part.dequantize()))
+        return names
 
     def finish(self) -> Artifact:
         names = self._shards.finish()

@@ -1,5 +1,6 @@
 """Uniform grids: a group of input channels shares a scale and a zero point. Rounding to the nearest point of one is RTN."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,11 @@ class QuantizedWeight:
     def group_index(self) -> Tensor:
         """[in] int32: the group of each input channel (GPTQ's g_idx)."""
         return torch.arange(self.codes.shape[1], dtype=torch.int32) // self.grid.group_size
+
+    def split(self, rows: Sequence[int]) -> list["QuantizedWeight"]:
+        """The matrices that were stacked to this one, by their numbers of rows."""
+        parts = zip(self.codes.split(rows), self.scales.split(rows), self.zeros.split(rows), strict=True)
+        return [QuantizedWeight(codes, scales, zeros, self.grid) for codes, scales, zeros in parts]
 
     def dequantize(self) -> Tensor:
         """[out, in] float32: (codes − zeros) · scales."""
