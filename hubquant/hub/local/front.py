@@ -39,7 +39,8 @@ class Front:
         if path.startswith(TEST_PREFIX):
             await self.app(scope, receive, send)
             return
-        exchange = Exchange(self.hub, scope, send)
+        query = scope["query_string"].decode("ascii", "replace")
+        exchange = Exchange(self.hub, scope, send, lambda status: self.hub.requests.add(Request(method, path, status, query)))
         try:
             fault = self.hub.faults.take(method, path) if self.test_hooks else None
             if fault is not None and fault.delay_seconds:
@@ -47,6 +48,7 @@ class Front:
             if fault is not None and fault.drop is not None:
                 if fault.drop == "after":
                     await self.app(scope, receive, exchange.swallow)
+                exchange.log()
                 await self._cut(scope, receive)
             elif fault is not None and fault.status:
                 await _read_all(receive)
@@ -56,8 +58,7 @@ class Front:
             else:
                 await self.app(scope, receive, exchange.send)
         finally:
-            query = scope["query_string"].decode("ascii", "replace")
-            self.hub.requests.add(Request(method, path, exchange.status, query))
+            exchange.log()
 
     async def _cut(self, scope: Scope, receive: Receive) -> None:
         host, port = scope["client"]
@@ -67,23 +68,30 @@ class Front:
 
 
 class Exchange:
-    """One request and its answer: remembers the status and adds the headers that every answer carries."""
+    """One request and its answer: adds the headers that every answer carries, and reports the status once, before the client can
+    know it: who has an answer finds its request in the log."""
 
-    def __init__(self, hub: HubState, scope: Scope, send: Send) -> None:
+    def __init__(self, hub: HubState, scope: Scope, send: Send, report: Callable[[int], None]) -> None:
         headers = dict(scope["headers"])
         caller = headers.get(b"authorization", scope["client"][0].encode()).decode("latin-1")
         self.allowance = hub.rate_limit.take(caller)
-        self.status = 0
+        self._report: Callable[[int], None] | None = report
         self._send = send
         self._every_answer = {**self.allowance.headers, "X-Request-Id": f"Root={secrets.token_hex(12)}"}
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
+            self.log(message["status"])
             present = {name.lower() for name, _ in message["headers"]}
             added = [(name.encode(), value.encode()) for name, value in self._every_answer.items()]
             message = {**message, "headers": [*message["headers"], *(pair for pair in added if pair[0].lower() not in present)]}
         await self._send(message)
+
+    def log(self, status: int = 0) -> None:
+        """Status 0: the connection was cut."""
+        if self._report is not None:
+            self._report(status)
+            self._report = None
 
     async def swallow(self, message: Message) -> None:
         """In place of `send`: the answer is lost."""
