@@ -49,7 +49,8 @@ def observe(
     decoder: Decoder, index: int, module: nn.Module, inputs: Sequence[LayerInput], hidden: Tensor
 ) -> dict[str, InputStatistics]:
     """Run the layer over all windows, in place in `hidden`, and return the sums of each distinct input by its name."""
-    statistics = {i.name: InputStatistics(module.get_submodule(i.name).in_features, hidden.device) for i in inputs}
+    widths = {i.name: module.get_parameter(f"{i.name}.weight").shape[1] for i in inputs}
+    statistics = {name: InputStatistics(width, hidden.device) for name, width in widths.items()}
     handles = [
         module.get_submodule(name).register_forward_pre_hook(lambda _module, args, s=sums: s.add(args[0]))
         for name, sums in statistics.items()

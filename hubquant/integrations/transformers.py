@@ -57,7 +57,7 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
                 replacement = self.packed_linear(linear.in_features, linear.out_features, linear.bias is not None)
             for suffix in self.suffixes:
                 _check_shape(f"{name}.{suffix}", stored, tuple(getattr(replacement, suffix).shape))
-            model.set_submodule(name, replacement)  # type: ignore[operator]
+            model.set_submodule(name, replacement)
 
     def packed_linear(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
         raise NotImplementedError

@@ -95,7 +95,7 @@ class _Probe:
                 parameter.div_(2)
         others = [n for group in groups for n in group if n not in linears]
         if torch.equal(output, self.output) and all(torch.equal(undone[n], self.inputs[n]) for n in others):
-            return Absorber(norm, torch.arange(module.weight.shape[0]))
+            return Absorber(norm, torch.arange(self.inputs[linears[0]].shape[-1]))
         return None
 
     def linear_absorbs(self, name: str, linears: list[str]) -> Absorber | None:
