@@ -19,11 +19,20 @@ def request(settings: Settings, hub: Hub, repo_id: str, variants: tuple[str, ...
 
     Raises UsageError for an unknown variant, HubUnavailable.
     """
+    decision = _enqueued(settings, plan(settings, hub, repo_id, variants, requested_by))
+    return decision.job if decision.admitted and decision.job else decision
+
+
+def plan(settings: Settings, hub: Hub, repo_id: str, variants: tuple[str, ...], requested_by: str) -> Decision:
+    """What `request` would answer to the same wish; nothing enters the queue. The decision carries the job wherever the policy
+    lets the model pass, also if it is made or being made already.
+
+    Raises UsageError for an unknown variant, HubUnavailable.
+    """
     recipe = settings.recipe
     if variants:
         recipe = recipe.model_copy(update={"variants": tuple(variant(name).name for name in variants)})
-    decision = _consider(settings, hub, repo_id, recipe, requested_by)
-    return decision.job if decision.admitted and decision.job else decision
+    return _decide(settings, hub, repo_id, recipe, requested_by)
 
 
 def consider(settings: Settings, hub: Hub, listed: ModelInfo) -> Decision:
@@ -32,12 +41,18 @@ def consider(settings: Settings, hub: Hub, listed: ModelInfo) -> Decision:
     if not decision.admitted:
         return decision
     try:
-        return _consider(settings, hub, listed.id, settings.recipe, WATCHER)
+        return _enqueued(settings, _decide(settings, hub, listed.id, settings.recipe, WATCHER))
     except HubUnavailable as error:
         return Decision(repo_id=listed.id, admitted=False, reason=str(error), later=True)
 
 
-def _consider(settings: Settings, hub: Hub, repo_id: str, recipe: Recipe, requested_by: str) -> Decision:
+def _enqueued(settings: Settings, decision: Decision) -> Decision:
+    if decision.admitted and decision.job is not None:
+        queue.enqueue(settings, decision.job)
+    return decision
+
+
+def _decide(settings: Settings, hub: Hub, repo_id: str, recipe: Recipe, requested_by: str) -> Decision:
     namespace = settings.publish.namespace
     if not namespace:
         raise UsageError("no namespace to publish to; set publish.namespace in hubquant.toml")
@@ -58,8 +73,6 @@ def _consider(settings: Settings, hub: Hub, repo_id: str, recipe: Recipe, reques
         raise
     except HubquantError as error:  # gone since it was listed, gated, no weights yet
         return Decision(repo_id=repo_id, admitted=False, reason=str(error), later=isinstance(error, HubError))
-    if decision.admitted:
-        queue.enqueue(settings, job)
     return decision.model_copy(update={"job": job})
 
 

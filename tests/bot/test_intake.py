@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubquant.bot import queue
-from hubquant.bot.intake import consider, request
+from hubquant.bot.intake import consider, plan, request
 from hubquant.bot.job import Job
 from hubquant.bot.policy import Decision
 from hubquant.config import Policy, Settings
@@ -111,6 +111,17 @@ def test_a_person_s_request(hub: Hub, settings: Settings, add_model: AddModel) -
     assert [(status.id, status.requested_by) for status in queue.list_jobs(cool)] == [(job.id, "ada")]
     assert request(cool, hub, "demo-org/one", ("gguf-q8_0",), "bob") == job.model_copy(update={"requested_by": "bob"})
     assert len(queue.list_jobs(cool)) == 1
+
+
+def test_a_plan_says_what_a_request_would_and_queues_nothing(hub: Hub, settings: Settings, add_model: AddModel) -> None:
+    add_model("one")
+    decision = plan(settings, hub, "demo-org/one", ("gguf-q8_0",), "ada")
+    assert (decision.admitted, decision.reason) == (True, "1 variant to make")
+    assert queue.list_jobs(settings) == []
+    assert request(settings, hub, "demo-org/one", ("gguf-q8_0",), "ada") == decision.job
+    again = plan(settings, hub, "demo-org/one", ("gguf-q8_0",), "bob")
+    assert decision.job is not None
+    assert again.reason == f"already in the queue as job {decision.job.id}"
 
 
 def test_a_person_s_request_meets_the_same_policy(hub: Hub, settings: Settings, add_model: AddModel) -> None:
