@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint format
+.PHONY: demo test test-llamacpp lint format
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,15 @@ demo: $(VENV)/.installed   ## the whole line once, on a local Hub: no account, n
 
 test: $(VENV)/.installed   ## every test that needs no other tool
 	$(BIN)/python -m pytest -q
+
+# llama-cpp-python comes as source: building it takes 10 to 20 minutes on two cores
+$(VENV)-llamacpp/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-llamacpp
+	$(VENV)-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,dev]' llama-cpp-python==0.3.36
+	touch $@
+
+test-llamacpp: $(VENV)-llamacpp/.installed   ## our GGUF files in llama.cpp itself
+	$(VENV)-llamacpp/bin/python -m pytest -q -m llamacpp
 
 lint: $(VENV)/.installed   ## style and types
 	$(BIN)/ruff check .

@@ -24,7 +24,8 @@ QUANTIZATION_VERSION = 2  # of ggml's block layouts
 class Provenance(Frozen):
     """Where the weights come from and who quantized them. Empty fields are left out of the file.
 
-    `url` and `repo_url` are the web addresses of the base and of the quantized repo; a base that is only a folder has none.
+    `url` and `repo_url` are the web addresses of the base and of the quantized repo. A base with a `repo_id` and no `url` is
+    taken to be on huggingface.co; a base that is only a folder has neither.
     """
 
     name: str
@@ -46,6 +47,7 @@ def general(
     """general.*, quantize.imatrix.* and hubquant.*. `entries`: matrices of which the importance is known."""
     model_id = provenance.repo_id or provenance.name
     name, organization, basename, finetune, version, size = gguf.Metadata.get_model_id_components(model_id, parameters)
+    url = provenance.url or (f"https://huggingface.co/{provenance.repo_id}" if provenance.repo_id else "")
     values: dict[str, Value] = {
         "general.type": "model",
         "general.name": provenance.name,
@@ -58,7 +60,7 @@ def general(
         "general.license.name": provenance.license_name,
         "general.license.link": provenance.license_link,
         "general.repo_url": provenance.repo_url,
-        "general.source.repo_url": provenance.url,
+        "general.source.repo_url": url,
         "general.source.huggingface.repository": provenance.repo_id,
         "general.tags": list(provenance.tags),
         "general.languages": list(provenance.languages),
@@ -71,7 +73,7 @@ def general(
         values["general.base_model.count"] = 1
         values["general.base_model.0.name"] = provenance.name
         values["general.base_model.0.organization"] = organization or ""
-        values["general.base_model.0.repo_url"] = provenance.url
+        values["general.base_model.0.repo_url"] = url
     if imatrix is not None:
         values["quantize.imatrix.file"] = imatrix.file
         values["quantize.imatrix.dataset"] = imatrix.dataset

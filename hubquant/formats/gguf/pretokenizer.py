@@ -44,7 +44,8 @@ PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
 
 def pre_tokenizer_name(spec: Mapping[str, Any]) -> str:
     """tokenizer.ggml.pre for a byte-level tokenizer.json. Raises BadModel naming the pre-tokenizer if llama.cpp has none."""
-    patterns = _patterns(spec.get("pre_tokenizer") or {})
+    step = spec.get("pre_tokenizer")
+    patterns = () if step is None else _patterns(step)
     names = PRE_TOKENIZERS.get(patterns)
     if names is None:
         known = sorted({name for row in PRE_TOKENIZERS.values() for name in row if name})

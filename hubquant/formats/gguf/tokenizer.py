@@ -67,23 +67,21 @@ def tokenizer_values(folder: Path, config: Mapping[str, Any], n_vocab: int) -> d
 
     Raises BadModel if the tokenizer is missing, or of a kind that llama.cpp would read differently.
     """
-    tokenizer = _Tokenizer(_read_json(folder, "tokenizer.json"), _read_json(folder, "tokenizer_config.json", {}), config)
-    model = tokenizer.spec.get("model")
-    if not isinstance(model, dict) or model.get("type") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else None
-        raise BadModel(f"tokenizer.json: model {kind!r} cannot be written as GGUF; only BPE can")
-    try:
-        tokens, types = _tokens(tokenizer, n_vocab)
-        values = _sentencepiece(tokenizer, n_vocab) if model.get("byte_fallback") else _byte_level(tokenizer)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BadModel(f"{folder.name}/tokenizer.json is malformed: {type(error).__name__} {error}") from None
+    spec = _read_json(folder, "tokenizer.json")
+    backend = _backend(folder / "tokenizer.json")
+    tokenizer = _Tokenizer(spec, _read_json(folder, "tokenizer_config.json", {}), config)
+    model = tokenizer.model
+    if model.get("type") != "BPE":
+        raise BadModel(f"tokenizer.json: model {model.get('type')!r} cannot be written as GGUF; only BPE can")
+    tokens, types = _tokens(tokenizer, n_vocab)
+    values = _sentencepiece(tokenizer, n_vocab) if model.get("byte_fallback") else _byte_level(tokenizer)
     values |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     for role, name in names.items():
         found = tokenizer.id_of(role)
         if found is not None and 0 <= found < n_vocab:
             values[f"tokenizer.ggml.{name}_token_id"] = found
-    values |= _added_at_the_ends(folder, tokenizer)
+    values |= _added_at_the_ends(backend, tokenizer)
     return values | _chat_templates(folder, tokenizer.options)
 
 
@@ -99,6 +97,13 @@ def _read_json(folder: Path, name: str, missing: dict[str, Any] | None = None) -
     if not isinstance(content, dict):
         raise BadModel(f"{folder.name}/{name} holds no JSON object")
     return content
+
+
+def _backend(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise BadModel(f"{path.parent.name}/{path.name} is malformed: {error}") from None
 
 
 def _tokens(tokenizer: _Tokenizer, n_vocab: int) -> tuple[list[str], list[int]]:
@@ -202,14 +207,13 @@ def _adds_space(tokenizer: _Tokenizer) -> bool:
     raise BadModel(f"tokenizer.json: {found} is not SentencePiece's way with spaces, the only one llama.cpp has here")
 
 
-def _added_at_the_ends(folder: Path, tokenizer: _Tokenizer) -> dict[str, Value]:
+def _added_at_the_ends(backend: Tokenizer, tokenizer: _Tokenizer) -> dict[str, Value]:
     """Whether BOS and EOS are added: tokenizer_config.json decides if it says so (as in transformers), else the post-processor."""
     bos, eos = tokenizer.id_of("bos"), tokenizer.id_of("eos")
     if "add_bos_token" in tokenizer.options or "add_eos_token" in tokenizer.options:
         first = bool(tokenizer.options.get("add_bos_token")) and bos is not None
         last = bool(tokenizer.options.get("add_eos_token")) and eos is not None
     else:
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         text, whole = (backend.encode("a", add_special_tokens=add).ids for add in (False, True))
         ways = {(f, t): [bos] * f + text + [eos] * t for f in (False, True) for t in (False, True)}
         if whole not in ways.values():

@@ -162,19 +162,23 @@ class GgufWriter:
             writer.write_header_to_file(self._part)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
+        except (UnicodeEncodeError, OSError) as error:
+            self._part.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise _disk_error(error, self._part, end) from None
+            raise BadModel(f"the tokenizer, chat template or card holds text that is not Unicode: {error}") from None
+        finally:
             writer.close()
-            start = writer.ggml_pad(self._part.stat().st_size, writer.data_alignment)
-            self._offset = {name: start + offset for name, offset in self._offset.items()}
-            self._file = self._part.open("r+b")
+        start = writer.ggml_pad(self._part.stat().st_size, writer.data_alignment)
+        self._offset = {name: start + offset for name, offset in self._offset.items()}
+        self._file = self._part.open("r+b")
+        try:
             if sys.platform == "linux":
                 os.posix_fallocate(self._file.fileno(), 0, start + end)
             else:
                 self._file.truncate(start + end)
-        except UnicodeEncodeError as error:
-            self._part.unlink(missing_ok=True)
-            raise BadModel(f"the tokenizer or chat template holds text that is not Unicode: {error}") from None
         except OSError as error:
-            self._part.unlink(missing_ok=True)
+            self.discard()
             raise _disk_error(error, self._part, end) from None
 
     def _write(self, name: str, data: Tensor) -> None:
@@ -201,7 +205,5 @@ def _add_value(writer: Any, key: str, value: Value) -> None:
 
 def _disk_error(error: OSError, path: Path, size: int) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(
-            f"{path.name} needs {size:,} more bytes than {path.parent.name or path.parent} has; free some space and run again"
-        )
+        return DiskFull(f"{path} needs {size:,} bytes that the disk does not have; free some space and run again")
     return error

@@ -12,12 +12,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hubquant.formats.gguf.imatrix import ImatrixInfo
-from hubquant.formats.gguf.mixtures import MIXTURES
+from hubquant.formats.gguf.mixtures import MIXTURES, Dimensions, tensor_types
 from hubquant.formats.gguf.pretokenizer import PRE_TOKENIZERS
 from hubquant.formats.gguf.reader import GgufSource
 
@@ -288,3 +289,25 @@ def test_types_are_those_llama_cpp_chooses(
     info = ImatrixInfo("imatrix.gguf", "prose", 1) if with_imatrix else None
     ours = {t.name: t.tensor_type.name for t in gguf.GGUFReader(write_gguf(tmp_path / "o.gguf", mixture, folder, info)).tensors}
     assert ours == _quantized_by_llama_cpp(source, tmp_path / "t.gguf", MIXTURES[mixture].file_type, with_imatrix)
+
+
+@pytest.mark.parametrize("mixture", ["Q4_K_S", "Q4_K_M"])
+def test_types_of_a_70b_model_are_those_llama_cpp_chooses(
+    mixture: str, demo_folder: Path, write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Known to llama.cpp by its 80 layers: the bundled model's, twenty times over."""
+    folder, weights = tmp_path / "deep", load_file(demo_folder / "model.safetensors")
+    folder.mkdir()
+    for name in list(weights):
+        prefix, _, rest = name.removeprefix("model.layers.").partition(".")
+        if prefix.isdigit():
+            weights |= {f"model.layers.{i}.{rest}": weights[name].clone() for i in range(int(prefix), 80, 4)}
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((demo_folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 80}))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).symlink_to(demo_folder / file)
+    source = write_gguf(tmp_path / "f16.gguf", "F16", folder)
+    theirs = _quantized_by_llama_cpp(source, tmp_path / "t.gguf", MIXTURES[mixture].file_type, with_imatrix=False)
+    shapes = {t.name: tuple(t.shape.tolist())[::-1] for t in gguf.GGUFReader(source).tensors}
+    assert tensor_types(mixture, shapes, Dimensions("llama", 80, 4, 2), has_imatrix=False) == theirs

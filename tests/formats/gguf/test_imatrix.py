@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from hubquant.errors import BadModel
+from hubquant.formats.gguf.imatrix import Imatrix
+
+
+@pytest.fixture
+def imatrix() -> Imatrix:
+    made = Imatrix("prose-calib", chunks=3, chunk_size=512)
+    made.add("blk.1.ffn_down.weight", torch.arange(8.0) * 1536, 1536)
+    made.add("blk.0.attn_q.weight", torch.full((4,), 3.0), 1536)
+    return made
+
+
+def test_it_is_laid_out_as_llama_imatrix_does(imatrix: Imatrix, tmp_path: Path) -> None:
+    imatrix.write(tmp_path / "imatrix.gguf")
+    reader = gguf.GGUFReader(tmp_path / "imatrix.gguf")
+    fields = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    assert fields == {
+        "general.type": "imatrix",
+        "imatrix.datasets": ["prose-calib"],
+        "imatrix.chunk_count": 3,
+        "imatrix.chunk_size": 512,
+    }
+    assert [t.name for t in reader.tensors] == [
+        "blk.0.attn_q.weight.in_sum2",
+        "blk.0.attn_q.weight.counts",
+        "blk.1.ffn_down.weight.in_sum2",
+        "blk.1.ffn_down.weight.counts",
+    ]
+    np.testing.assert_array_equal(reader.tensors[2].data, np.arange(8.0) * 1536)
+    np.testing.assert_array_equal(reader.tensors[3].data, [1536.0])
+    assert [p.name for p in tmp_path.iterdir()] == ["imatrix.gguf"]
+
+
+def test_it_reads_back(imatrix: Imatrix, tmp_path: Path) -> None:
+    imatrix.write(tmp_path / "imatrix.gguf")
+    found = Imatrix.read(tmp_path / "imatrix.gguf")
+    assert (found.dataset, found.chunks, found.chunk_size, found.counts) == ("prose-calib", 3, 512, imatrix.counts)
+    torch.testing.assert_close(found.importance("blk.1.ffn_down.weight"), torch.arange(8.0))
+
+
+def test_libgguf_reads_it(imatrix: Imatrix, tmp_path: Path) -> None:
+    libgguf = pytest.importorskip("libgguf")
+    imatrix.write(tmp_path / "imatrix.gguf")
+    theirs = libgguf.load_imatrix(str(tmp_path / "imatrix.gguf"))
+    np.testing.assert_allclose(theirs["blk.1.ffn_down.weight"], np.arange(8.0))
+
+
+def test_other_files_are_refused(imatrix: Imatrix, tmp_path: Path) -> None:
+    path = tmp_path / "imatrix.gguf"
+    with pytest.raises(BadModel, match="cannot be read as a GGUF file"):
+        Imatrix.read(path)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with pytest.raises(BadModel, match="not an importance matrix"):
+        Imatrix.read(path)
+    imatrix.add("blk.0.attn_q.weight", torch.ones(4), 0)
+    imatrix.write(path)
+    with pytest.raises(BadModel, match=r"blk\.0\.attn_q\.weight\.counts is \[0\.0\]"):
+        Imatrix.read(path)
