@@ -29,8 +29,9 @@ def escape(value: object) -> Markup:
 
 
 def code(value: object) -> Markup:
-    """As a code span, also inside a table."""
-    return Markup(f"`{verbatim(value).replace('|', '')}`")
+    """As a code span on one line, also inside a table."""
+    line = " ".join(verbatim(value).split()).replace("|", "")
+    return Markup(f"`{line[:MAX_CHARACTERS]}`")
 
 
 def verbatim(value: object) -> Markup:

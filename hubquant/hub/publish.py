@@ -130,7 +130,9 @@ def contents(hub: Hub, repo: RepoPlan, report: Report, folder: Path, settings: P
         if found := manifest.problems(folder / artifact.folder, artifact.files):
             raise HubquantError(f"{folder / artifact.folder} is not what was measured: {'; '.join(found)}; make {name} again")
         files += [File(path, folder / artifact.folder / path, sha256) for path, sha256 in artifact.files.items()]
-        if VARIANTS[name].format == "gguf" and IMATRIX not in {file.path for file in files}:
+        if VARIANTS[name].format != "gguf":
+            _check_config(folder / artifact.folder / "config.json")
+        elif IMATRIX not in {file.path for file in files}:
             files.append(File.of_path(IMATRIX, folder / artifact.folder / IMATRIX))
     base, texts = _from_base(hub, report.base, model_folder)
     files += [file for file in texts if file.path not in {known.path for known in files}]
@@ -139,6 +141,16 @@ def contents(hub: Hub, repo: RepoPlan, report: Report, folder: Path, settings: P
     files.append(File.of_bytes("README.md", text.encode()))
     hashes = {file.path: file.sha256 for file in files}
     return [*files, File.of_bytes(manifest.NAME, Manifest.of(report, repo.repo_id, repo.variants, hashes).json_bytes())]
+
+
+def _check_config(path: Path) -> None:
+    """Without quantization_config the packed weights load as a broken plain model, or not at all."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise HubquantError(f"cannot read {path}: {error}; make the variant again") from None
+    if not config.get("quantization_config"):
+        raise HubquantError(f"{path} has no quantization_config, so nothing could load it; make the variant again")
 
 
 def _from_base(hub: Hub, base: Base, model_folder: Path | None) -> tuple[BaseCard, list[File]]:
@@ -228,10 +240,6 @@ def _verify(hub: Hub, repo_id: str, commit: str, report: Report, files: Sequence
     text = hub.read_text(repo_id, "README.md", commit) or ""
     if not _same(card.hubquant_block(text) or {}, report):
         raise HubError(f"the card of {repo_id} does not read back; it stays private; run it again")
-    if any(file.path == "config.json" for file in files):
-        config = json.loads(hub.read_text(repo_id, "config.json", commit) or "{}")
-        if not config.get("quantization_config"):
-            raise HubError(f"config.json of {repo_id} has no quantization_config, so nothing could load it; make the variant again")
 
 
 def _text(files: Sequence[File], path: str) -> str:

@@ -111,6 +111,19 @@ def make_report(
     )  # fmt: skip
 
 
+class Make:
+    """The builders, for tests that need more than one of a kind."""
+
+    base = staticmethod(make_base)
+    artifact = staticmethod(make_artifact)
+    report = staticmethod(make_report)
+
+
+@pytest.fixture(scope="session")
+def make() -> type[Make]:
+    return Make
+
+
 @pytest.fixture
 def pinned() -> Base:
     """A base as pinned from a Hub, without one."""
