@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-FENCE = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*$", re.DOTALL | re.MULTILINE)
+FENCE = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 LANGUAGE = re.compile(r"[a-z]{2,3}(?:[-_][A-Za-z0-9]+)*|code|multilingual")
-REPO_ID = re.compile(r"(?:[\w.-]{1,96}/)?[\w.-]{1,96}")
+REPO_ID = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}")
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 # https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = (
@@ -78,8 +78,7 @@ def check(text: str) -> tuple[list[str], list[str]]:
     if not data:
         return [], ["empty or missing yaml metadata in repo card (https://huggingface.co/docs/hub/model-cards#model-card-metadata)"]
     errors = []
-    license_ = data.get("license")
-    unknown = [name for name in as_list(license_) if name not in LICENSES]
+    unknown = [name for name in as_list(data.get("license")) if name not in LICENSES]
     if unknown:
         errors.append(f'"license" must be one of [{", ".join(sorted(LICENSES))}], not {unknown[0]!r}')
     for key in ("base_model", "datasets"):
@@ -97,8 +96,7 @@ def check(text: str) -> tuple[list[str], list[str]]:
         errors.append('"tags" must be an array of strings')
     if "model-index" in data:
         errors += _check_model_index(data["model-index"])
-    warnings = [] if license_ is not None else ["no license: readers cannot know what they may do with it"]
-    return errors, warnings
+    return errors, []
 
 
 def _bad_languages(data: dict[str, Any]) -> list[str]:

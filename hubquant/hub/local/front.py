@@ -39,26 +39,22 @@ class Front:
         if path.startswith(TEST_PREFIX):
             await self.app(scope, receive, send)
             return
-        query = scope["query_string"].decode("ascii", "replace")
-        exchange = Exchange(self.hub, scope, send, lambda status: self.hub.requests.add(Request(method, path, status, query)))
-        try:
-            fault = self.hub.faults.take(method, path) if self.test_hooks else None
-            if fault is not None and fault.delay_seconds:
-                await asyncio.sleep(fault.delay_seconds)
-            if fault is not None and fault.drop is not None:
-                if fault.drop == "after":
-                    await self.app(scope, receive, exchange.swallow)
-                exchange.log()
-                await self._cut(scope, receive)
-            elif fault is not None and fault.status:
-                await _read_all(receive)
-                await exchange.answer(fault.status, fault.message, fault.headers)
-            elif exchange.allowance.remaining < 0:
-                await exchange.answer(429, "Too many requests", {"Retry-After": str(exchange.allowance.reset_seconds)})
-            else:
-                await self.app(scope, receive, exchange.send)
-        finally:
-            exchange.log()
+        exchange = Exchange(self.hub, scope, send)
+        fault = self.hub.faults.take(method, path) if self.test_hooks else None
+        if fault is not None and fault.delay_seconds:
+            await asyncio.sleep(fault.delay_seconds)
+        if fault is not None and fault.drop is not None:
+            if fault.drop == "after":
+                await self.app(scope, receive, exchange.swallow)
+            exchange.log(status=0)
+            await self._cut(scope, receive)
+        elif fault is not None and fault.status:
+            await _read_all(receive)
+            await exchange.answer(fault.status, fault.message, fault.headers)
+        elif exchange.allowance.remaining < 0:
+            await exchange.answer(429, "Too many requests", {"Retry-After": str(exchange.allowance.reset_seconds)})
+        else:
+            await self.app(scope, receive, exchange.send)
 
     async def _cut(self, scope: Scope, receive: Receive) -> None:
         host, port = scope["client"]
@@ -68,30 +64,28 @@ class Front:
 
 
 class Exchange:
-    """One request and its answer: adds the headers that every answer carries, and reports the status once, before the client can
-    know it: who has an answer finds its request in the log."""
+    """One request and its answer: logs it, and adds the headers that every answer carries."""
 
-    def __init__(self, hub: HubState, scope: Scope, send: Send, report: Callable[[int], None]) -> None:
+    def __init__(self, hub: HubState, scope: Scope, send: Send) -> None:
         headers = dict(scope["headers"])
         caller = headers.get(b"authorization", scope["client"][0].encode()).decode("latin-1")
         self.allowance = hub.rate_limit.take(caller)
-        self._report: Callable[[int], None] | None = report
+        self._log = hub.requests
+        self._scope = scope
         self._send = send
         self._every_answer = {**self.allowance.headers, "X-Request-Id": f"Root={secrets.token_hex(12)}"}
 
+    def log(self, status: int) -> None:
+        path, query = (self._scope[name].decode("ascii", "replace") for name in ("raw_path", "query_string"))
+        self._log.add(Request(self._scope["method"], path, status, query))
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.log(message["status"])
+            self.log(message["status"])  # before the client can see the answer and read the log
             present = {name.lower() for name, _ in message["headers"]}
             added = [(name.encode(), value.encode()) for name, value in self._every_answer.items()]
             message = {**message, "headers": [*message["headers"], *(pair for pair in added if pair[0].lower() not in present)]}
         await self._send(message)
-
-    def log(self, status: int = 0) -> None:
-        """Status 0: the connection was cut."""
-        if self._report is not None:
-            self._report(status)
-            self._report = None
 
     async def swallow(self, message: Message) -> None:
         """In place of `send`: the answer is lost."""
