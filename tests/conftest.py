@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 
 HF_HOME = tempfile.TemporaryDirectory(prefix="hubquant-tests-")
 os.environ["HF_HOME"] = HF_HOME.name  # nothing of a developer's own cache or login is read or written
@@ -13,6 +14,7 @@ os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HF_HUB_OFFLINE", None)
 
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -27,5 +29,12 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local
     HfApi(endpoint=local_hub.url, token="hf_demo_bot") is its client.
     """
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf-cache"))
-    with LocalHub(tmp_path / "hub", test_hooks=True) as hub:
-        yield hub
+    hub = LocalHub(tmp_path / "hub", test_hooks=True).start()
+    yield hub
+    threading.Thread(target=hub.stop).start()  # a clean stop takes 0.2 s, for which no test has to wait
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Path:
+    """The demo's model folder."""
+    return Path(str(files("hubquant.demo"))) / "data" / "model"

@@ -69,9 +69,8 @@ class Decoder:
             with init_empty_weights(include_buffers=False):
                 self.model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=self.dtype)
         except ValueError as error:
-            raise BadModel(
-                f"architecture {config.model_type!r} is not a causal language model: {str(error).splitlines()[0]}"
-            ) from None
+            why = str(error).splitlines()[0].split(". ")[0]
+            raise BadModel(f"architecture {config.model_type!r} cannot be run layer by layer: {why}") from None
         self.model.eval()
         for buffer_owner in self.model.modules():
             for name, buffer in buffer_owner.named_buffers(recurse=False):

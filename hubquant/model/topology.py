@@ -54,7 +54,7 @@ def find_inputs(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> li
     }
     result: list[LayerInput] = []
     for linears in groups:
-        absorber = next((found for n in norms if (found := probe.norm_absorbs(n, linears, groups))), None)
+        absorber = next((found for n in norms if (found := probe.norm_absorbs(n, linears))), None)
         if absorber is None:
             others = [n for group in groups for n in group if n not in linears]
             absorber = next((found for n in others if (found := probe.linear_absorbs(n, linears))), None)
@@ -77,38 +77,30 @@ class _Probe:
             groups.setdefault(id(x), []).append(name)
         return list(groups.values())
 
-    def norm_absorbs(self, norm: str, linears: list[str], groups: list[list[str]]) -> Absorber | None:
-        """Doubling the norm's parameters must double the input of these linears exactly and, that halved again, change nothing."""
-        module = self.layer.get_submodule(norm)
-        if module.weight is None or module.weight.shape != self.inputs[linears[0]].shape[-1:]:
+    def norm_absorbs(self, norm: str, linears: Sequence[str]) -> Absorber | None:
+        """Whether the norm's parameters scale the input of these linears and, through nothing else, the layer."""
+        module, width = self.layer.get_submodule(norm), self.inputs[linears[0]].shape[-1]
+        if module.get_parameter("weight").shape != (width,):
             return None
         parameters = list(module.parameters(recurse=False))
         try:
             for parameter in parameters:
                 parameter.mul_(2)
-            inputs, _ = self._run()
-            if not all(torch.equal(inputs[n], 2 * self.inputs[n]) for n in linears):
-                return None
-            undone, output = self._run(halve=linears)
+            doubles = self._doubles_only(linears)
         finally:
             for parameter in parameters:
                 parameter.div_(2)
-        others = [n for group in groups for n in group if n not in linears]
-        if torch.equal(output, self.output) and all(torch.equal(undone[n], self.inputs[n]) for n in others):
-            return Absorber(norm, torch.arange(self.inputs[linears[0]].shape[-1]))
-        return None
+        return Absorber(norm, torch.arange(width)) if doubles else None
 
-    def linear_absorbs(self, name: str, linears: list[str]) -> Absorber | None:
+    def linear_absorbs(self, name: str, linears: Sequence[str]) -> Absorber | None:
         """Which output row of linear `name` each input channel follows, read off bit by bit from powers of two."""
-        rows = self.linears[name].out_features
-        before = self.inputs[linears[0]]
-        if before.shape[-1] % rows:
+        rows, before = self.linears[name].out_features, self.inputs[linears[0]]
+        if before.shape[-1] % rows or not self._doubles_only(linears, scale=(name, torch.tensor(2.0))):
             return None
         index = torch.arange(rows)
         channels = torch.zeros(before.shape[-1], dtype=torch.int64)
-        for bit in range(max(1, (rows - 1).bit_length())):
-            factor = 1.0 + ((index >> bit) & 1).float()
-            inputs, _ = self._run(scale=(name, factor))
+        for bit in range((rows - 1).bit_length()):
+            inputs, _ = self._run(scale=(name, 1.0 + ((index >> bit) & 1).float()))
             after = inputs[linears[0]]
             doubled = (after == 2 * before).flatten(0, -2).all(dim=0)
             same = (after == before).flatten(0, -2).all(dim=0)
@@ -119,6 +111,15 @@ class _Probe:
         if bool(dead.any()):
             return None if bool(dead.all()) else self._fill_dead(name, channels, dead, rows)
         return Absorber(name, channels) if int(channels.max()) < rows else None
+
+    def _doubles_only(self, linears: Sequence[str], scale: tuple[str, Tensor] | None = None) -> bool:
+        """Whether the layer, or with `scale`, doubles exactly the input of these linears, and nothing once they halve it."""
+        inputs, _ = self._run(scale=scale)
+        if not all(torch.equal(inputs[n], 2 * self.inputs[n]) for n in linears):
+            return False
+        undone, output = self._run(scale=scale, halve=linears)
+        others = set(self.inputs) - set(linears)
+        return torch.equal(output, self.output) and all(torch.equal(undone[n], self.inputs[n]) for n in others)
 
     def _fill_dead(self, name: str, channels: Tensor, dead: Tensor, rows: int) -> Absorber | None:
         """Channels that are zero on the probe's tokens tell nothing: they follow the pattern of the others, if that is regular."""

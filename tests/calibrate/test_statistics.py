@@ -1,0 +1,57 @@
+import torch
+
+from hubquant.calibrate.statistics import InputStatistics
+
+
+def filled(x: torch.Tensor) -> InputStatistics:
+    statistics = InputStatistics(x.shape[-1])
+    for part in x.split(7):
+        statistics.add(part)
+    return statistics
+
+
+def data(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return (torch.randn(50, 6, generator=generator) * torch.tensor([1, 2, 4, 8, 0.1, 0])).to(dtype)
+
+
+def test_the_three_sums() -> None:
+    x = data()
+    statistics = filled(x)
+    exact = x.double().T @ x.double()
+    # each entry sums 50 products, each rounded once and added in fp32
+    bound = 50 * 2.0**-23 * (x.double().abs().T @ x.double().abs())
+    assert bool(((statistics.hessian.double() - exact).abs() <= bound).all())
+    torch.testing.assert_close(statistics.mean_abs, x.abs().mean(0))
+    torch.testing.assert_close(statistics.importance, (x * x).mean(0))
+    assert statistics.n_tokens == 50 and statistics.dropped_rows == 0
+
+
+def test_rows_that_are_not_finite_are_dropped_and_counted() -> None:
+    x = data()
+    poisoned = torch.cat([x, torch.full((2, 6), float("nan")), torch.full((1, 6), float("inf"))])
+    statistics = filled(poisoned[torch.randperm(53, generator=torch.Generator().manual_seed(0))])
+    assert statistics.dropped_rows == 3 and statistics.n_tokens == 50
+    torch.testing.assert_close(statistics.hessian, filled(x).hessian, rtol=1e-5, atol=1e-4)
+
+
+def test_batches_of_windows_are_rows() -> None:
+    x = data().view(5, 10, 6)
+    assert filled(x).n_tokens == 50
+
+
+def test_scaled_is_what_scaled_inputs_give() -> None:
+    x, s = data(), torch.tensor([1.0, 2.0, 0.5, 4.0, 0.25, 1.0])
+    scaled, direct = filled(x).scaled(s), filled(x / s)
+    torch.testing.assert_close(scaled.hessian, direct.hessian)
+    torch.testing.assert_close(scaled.mean_abs, direct.mean_abs)
+
+
+def test_output_error_is_that_of_the_outputs() -> None:
+    x = data()
+    weight = torch.randn(3, 6, generator=torch.Generator().manual_seed(4))
+    off = weight + 0.01 * torch.randn(3, 6, generator=torch.Generator().manual_seed(5))
+    direct = ((x @ (off - weight).T) ** 2).sum() / ((x @ weight.T) ** 2).sum()
+    assert abs(filled(x).output_error(weight, off) / float(direct) - 1) < 1e-4
+    assert filled(x).output_error(weight, weight) == 0
+    assert InputStatistics(6).output_error(weight, off) == 0, "no tokens, no error"
