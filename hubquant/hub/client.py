@@ -61,7 +61,9 @@ class Hub:
         if passing is not None:
             return passing
         error = failures.error(failure, what, repo_id, self.endpoint)
-        raise error or failure from failure
+        if error is None:
+            raise failure
+        raise error from failure
 
     def _wait(self, failure: Transient, attempt: int, what: str) -> None:
         if attempt >= self.retry.attempts:

@@ -1,6 +1,7 @@
 """What a failed call to the Hub means: one that may pass (`passing`), or one of our errors, in one sentence (`error`)."""
 
 import errno
+import re
 
 from huggingface_hub.errors import (
     DisabledRepoError,
@@ -23,6 +24,7 @@ from hubquant.hub.retry import TRANSIENT_ERRORS, TRANSIENT_STATUS, Transient, as
 RAISED = (Transient, httpx.HTTPError, LocalTokenNotFoundError, OSError, RuntimeError, ValueError)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 QUOTA_WORDS = ("quota", "storage", "limit", "payment")
+XET_REFUSED = re.compile(r"HTTP status client error \((?!408|429)4\d\d")
 
 
 class HeadMoved(HubError):
@@ -53,8 +55,8 @@ def passing(failure: BaseException) -> Transient | None:
 
 
 def _is_xet(cause: BaseException) -> bool:
-    """hf_xet reports network trouble as RuntimeError or as a builtin ConnectionError."""
-    if isinstance(cause, OfflineModeIsEnabled) or _is_disk_full(cause):
+    """hf_xet reports network trouble as RuntimeError or as a builtin ConnectionError, with the status in words."""
+    if isinstance(cause, OfflineModeIsEnabled) or _is_disk_full(cause) or XET_REFUSED.search(str(cause)):
         return False
     return isinstance(cause, RuntimeError | ConnectionError | TimeoutError)
 
@@ -89,6 +91,8 @@ def error(failure: BaseException, what: str, repo_id: str, endpoint: str) -> Hub
         return HubUnavailable(f"HF_HUB_OFFLINE is set, so {endpoint} cannot be asked: {what}; unset it")
     if isinstance(cause, HFValidationError):
         return UsageError(f"{repo_id!r} is not the id of a repo: {_line(cause)}; write it as ORGANISATION/NAME")
+    if XET_REFUSED.search(str(cause)) and "xet-" in str(cause):
+        return HubError(f"{endpoint} keeps no large files in Xet storage: {what}; set HF_HUB_DISABLE_XET=1 before starting")
     if isinstance(cause, OSError) and cause.errno is not None:
         return None
     return HubError(f"{endpoint} gave an answer that cannot be used: {what}: {_line(cause)}")
