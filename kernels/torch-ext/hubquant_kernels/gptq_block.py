@@ -13,7 +13,7 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
     factor [n, n]: upper U with UᵀU the inverse Hessian's block; scale, zero [out, 1] float32.
     Returns codes [out, n] uint8 and errors [out, n] float32, (w − q)/U_ii, for the columns after this block.
     """
-    rest = weight.T.contiguous()  # [n, out]: a channel is one row of memory
+    rest = weight.T.clone(memory_format=torch.contiguous_format)  # [n, out]: a channel is one row of memory
     codes = torch.empty_like(rest, dtype=torch.uint8)
     errors = torch.empty_like(rest)
     step, origin = scale[:, 0], zero[:, 0]

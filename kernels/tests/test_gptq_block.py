@@ -1,0 +1,81 @@
+"""GPTQ's column loop against the paper's formula in float64, one channel at a time."""
+
+import torch
+from hubquant_kernels.gptq_block import gptq_block
+from torch import Tensor
+
+MAX_CODE = 15
+NEAR_TIE = 1e-3  # in steps: below this float32 may round to the other side of a half
+
+
+def problem(out: int, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Weight, factor, scale, zero of one block; the factor is of a real damped Hessian of correlated inputs."""
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(3 * n, n, generator=random, dtype=torch.float64) @ torch.randn(n, n, generator=random, dtype=torch.float64)
+    hessian = x.T @ x
+    hessian += 0.05 * hessian.diagonal().mean() * torch.eye(n, dtype=torch.float64)
+    factor = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    weight = 0.02 * torch.randn(out, n, generator=random)
+    scale = (weight.abs().amax(1, keepdim=True) / 7.5) * torch.where(torch.rand(out, 1, generator=random) < 0.5, -1.0, 1.0)
+    zero = torch.randint(0, MAX_CODE + 1, (out, 1), generator=random).float()
+    return weight, factor.float(), scale, zero
+
+
+def check_against_float64(inputs: tuple[Tensor, Tensor, Tensor, Tensor], codes: Tensor, errors: Tensor) -> Tensor:
+    """Walk the channels in float64 with the codes that were chosen: each must be the nearest to what compensation left there.
+
+    Returns the distance in steps by which each code is farther than the nearest one, [out, n].
+    """
+    weight, factor, scale, zero = (t.double() for t in inputs)
+    rest, excess = weight.clone(), torch.empty_like(weight)
+    for i in range(weight.shape[1]):
+        target = torch.clamp(rest[:, i] / scale[:, 0] + zero[:, 0], 0, MAX_CODE)
+        excess[:, i] = (codes[:, i].double() - target).abs() - 0.5
+        error = (rest[:, i] - (codes[:, i].double() - zero[:, 0]) * scale[:, 0]) / factor[i, i]
+        assert torch.allclose(errors[:, i].double(), error, rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
+        rest[:, i + 1 :] -= error[:, None] * factor[i, None, i + 1 :]
+    return excess
+
+
+def test_every_code_is_the_nearest_to_what_compensation_left() -> None:
+    for seed in range(6):
+        inputs = problem(out=32, n=48, seed=seed)
+        codes, errors = gptq_block(*inputs, MAX_CODE)
+        assert codes.dtype == torch.uint8
+        assert int(codes.max()) <= MAX_CODE
+        assert float(check_against_float64(inputs, codes, errors).max()) <= NEAR_TIE
+
+
+def test_compensation_is_what_makes_the_codes() -> None:
+    """The check above would not hold for codes rounded without it."""
+    inputs = problem(out=32, n=48, seed=0)
+    codes, _ = gptq_block(*inputs, MAX_CODE)
+    weight, _, scale, zero = inputs
+    plain = torch.clamp(torch.round(weight / scale) + zero, 0, MAX_CODE).to(torch.uint8)
+    assert not torch.equal(codes, plain)
+
+
+def test_a_diagonal_factor_is_plain_rounding() -> None:
+    weight, factor, scale, zero = problem(out=16, n=32, seed=1)
+    codes, errors = gptq_block(weight, torch.diag(factor.diagonal()), scale, zero, MAX_CODE)
+    expected = torch.clamp(torch.round(weight / scale) + zero, 0, MAX_CODE)
+    assert torch.equal(codes, expected.to(torch.uint8))
+    assert torch.allclose(errors, (weight - (expected - zero) * scale) / factor.diagonal())
+
+
+def test_the_weight_is_left_alone_even_if_it_is_one_row() -> None:
+    for out in (1, 2):
+        inputs = problem(out=out, n=16, seed=2)
+        before = inputs[0].clone()
+        gptq_block(*inputs, MAX_CODE)
+        assert torch.equal(inputs[0], before)
+
+
+def test_the_same_problem_gives_the_same_codes() -> None:
+    inputs = problem(out=8, n=64, seed=3)
+    assert torch.equal(gptq_block(*inputs, MAX_CODE)[0], gptq_block(*inputs, MAX_CODE)[0])
+
+
+def test_operator_keeps_torchs_rules() -> None:
+    for out in (1, 4):
+        torch.library.opcheck(gptq_block, (*problem(out=out, n=8, seed=4), MAX_CODE))

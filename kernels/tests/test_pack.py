@@ -1,0 +1,97 @@
+"""Packing against references written out from the formats' descriptions, one bit field at a time."""
+
+import pytest
+import torch
+from hubquant_kernels.pack import AWQ_ORDER, BITS, from_awq_order, pack_words, to_awq_order, unpack_words
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def reference_words(codes: list[int], bits: int) -> list[int]:
+    """Signed 32-bit integers, the first code in the lowest bits: Python's unbounded integers, then two's complement."""
+    words = []
+    for start in range(0, len(codes), 32 // bits):
+        word = sum(code << (bits * i) for i, code in enumerate(codes[start : start + 32 // bits]))
+        words.append(word - (1 << 32) if word >= 1 << 31 else word)
+    return words
+
+
+@pytest.mark.parametrize("bits", BITS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_words_are_those_of_the_reference_and_unpack_again(bits: int, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 4), "words per row") * 32 // bits
+    rows = data.draw(st.lists(st.lists(st.integers(0, 2**bits - 1), min_size=n, max_size=n), min_size=1, max_size=3))
+    codes = torch.tensor(rows, dtype=torch.uint8)
+    words = pack_words(codes, bits)
+    assert words.dtype == torch.int32
+    assert words.tolist() == [reference_words(row, bits) for row in rows]
+    back = unpack_words(words, bits)
+    assert back.dtype == torch.uint8
+    assert torch.equal(back, codes)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_every_code_at_every_position(bits: int) -> None:
+    per_word = 32 // bits
+    position, code = torch.meshgrid(torch.arange(per_word), torch.arange(2**bits), indexing="ij")
+    codes = torch.zeros(per_word * 2**bits, per_word, dtype=torch.uint8)
+    codes[torch.arange(codes.shape[0]), position.flatten()] = code.flatten().to(torch.uint8)
+    words = pack_words(codes, bits)
+    assert words[:, 0].tolist() == [reference_words(row, bits)[0] for row in codes.tolist()]
+    assert torch.equal(unpack_words(words, bits), codes)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_the_last_code_reaches_the_sign_bit(bits: int) -> None:
+    codes = torch.zeros(1, 32 // bits, dtype=torch.uint8)
+    codes[0, -1] = 2**bits - 1
+    assert pack_words(codes, bits).item() == -(1 << (32 - bits))
+    assert pack_words(torch.full_like(codes, 2**bits - 1), bits).item() == -1
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_any_word_survives(bits: int) -> None:
+    words = torch.randint(-(2**31), 2**31, (64, 5), generator=torch.Generator().manual_seed(0)).to(torch.int32)
+    words[0] = torch.tensor([-(2**31), 2**31 - 1, -1, 0, 1], dtype=torch.int32)
+    assert torch.equal(pack_words(unpack_words(words, bits), bits), words)
+
+
+def test_awq_words_hold_columns_0_2_4_6_1_3_5_7() -> None:
+    """AutoAWQ's layout, written out: bits 4i..4i+3 of word w hold column 8w + (0, 2, 4, 6, 1, 3, 5, 7)[i]."""
+    codes = torch.randint(0, 16, (3, 24), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    words = pack_words(to_awq_order(codes), 4)
+    for row in range(3):
+        for word in range(3):
+            bits = words[row, word].item() & 0xFFFFFFFF
+            for i, column in enumerate((0, 2, 4, 6, 1, 3, 5, 7)):
+                assert (bits >> (4 * i)) & 15 == codes[row, 8 * word + column].item()
+
+
+def test_awq_order_is_a_permutation_and_its_inverse_undoes_it() -> None:
+    columns = torch.arange(16)
+    assert to_awq_order(columns).tolist() == [*AWQ_ORDER, *(8 + c for c in AWQ_ORDER)]
+    assert torch.equal(from_awq_order(to_awq_order(columns)), columns)
+    assert torch.equal(to_awq_order(from_awq_order(columns)), columns)
+
+
+def test_codes_that_do_not_fill_their_words_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="unflatten"):
+        pack_words(torch.zeros(2, 7, dtype=torch.uint8), 4)
+
+
+@pytest.mark.parametrize("bits", [0, 3, 5, 16])
+def test_bits_that_do_not_divide_a_word_evenly_are_refused(bits: int) -> None:
+    """3-bit codes straddle words in real files: they must never be taken for ten whole codes to a word."""
+    with pytest.raises(ValueError, match=f"{bits} bits"):
+        pack_words(torch.zeros(1, 32, dtype=torch.uint8), bits)
+    with pytest.raises(ValueError, match=f"{bits} bits"):
+        unpack_words(torch.zeros(1, 3, dtype=torch.int32), bits)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_operators_keep_torchs_rules(bits: int) -> None:
+    codes = torch.randint(0, 2**bits, (3, 32), generator=torch.Generator().manual_seed(2)).to(torch.uint8)
+    torch.library.opcheck(pack_words, (codes, bits))
+    torch.library.opcheck(pack_words, (codes.T.contiguous().T, bits))  # not contiguous
+    torch.library.opcheck(unpack_words, (pack_words(codes, bits), bits))
