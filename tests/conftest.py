@@ -1,5 +1,7 @@
 """Shared by all tests. huggingface_hub reads its environment when it is imported, so it is set here first."""
 
+# ruff: noqa: E402 the environment comes before the imports that read it
+
 import os
 import tempfile
 import threading
@@ -38,3 +40,23 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local
 def bundled() -> Path:
     """The demo's model folder."""
     return Path(str(files("hubquant.demo"))) / "data" / "model"
+
+
+@pytest.fixture(scope="session")
+def quantized_demo(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model's output folder with four variants, measured on few tokens. Shared: read it, copy it, never change it."""
+    from hubquant import pipeline
+    from hubquant.calibrate.source import with_texts
+    from hubquant.hub.snapshot import fingerprint_folder
+    from hubquant.progress import silent
+    from hubquant.recipe import Calibration, EvaluationPlan, Recipe
+
+    recipe = Recipe(
+        variants=("gptq-int4-g128", "awq-int4-g128", "gguf-q8_0", "gguf-q4_k_m"),
+        calibration=Calibration(windows=4),
+        evaluation=EvaluationPlan(max_tokens=1024),
+    )
+    out = tmp_path_factory.mktemp("quantized") / "demo"
+    pipeline.quantize(bundled, out, with_texts(recipe), fingerprint_folder(bundled), silent)
+    pipeline.evaluate(out, bundled, silent)
+    return out

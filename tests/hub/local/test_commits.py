@@ -3,7 +3,7 @@ import threading
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RemoteEntryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session
 
 from hubquant.hub.local.server import LocalHub
 
@@ -75,7 +75,7 @@ MALFORMED = [
 def test_malformed_commits(api: HfApi, local_hub: LocalHub, repo: str) -> None:
     headers = {"Authorization": "Bearer hf_demo_bot", "Content-Type": "application/x-ndjson"}
     for lines, status in MALFORMED:
-        answer = httpx.post(f"{local_hub.url}/api/models/{repo}/commit/main", content=lines, headers=headers)
+        answer = get_session().post(f"{local_hub.url}/api/models/{repo}/commit/main", content=lines, headers=headers)
         assert answer.status_code == status, (lines, answer.text)
     assert api.list_repo_files(repo) == [".gitattributes"]
 

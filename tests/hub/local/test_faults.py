@@ -3,7 +3,7 @@ import time
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import httpx, parse_ratelimit_headers
+from huggingface_hub.utils import get_session, httpx, parse_ratelimit_headers
 
 from hubquant.hub.local.faults import Faults
 from hubquant.hub.local.server import LocalHub
@@ -82,24 +82,24 @@ def test_delay(api: HfApi, local_hub: LocalHub, repo: str) -> None:
 
 def test_over_http(api: HfApi, local_hub: LocalHub, repo: str) -> None:
     test = f"{local_hub.url}/_test"
-    httpx.delete(f"{test}/requests").raise_for_status()
-    httpx.post(f"{test}/faults", json={"path": "/refs", "status": 500, "times": 2}).raise_for_status()
-    assert [fault["times"] for fault in httpx.get(f"{test}/faults").json()] == [2]
+    get_session().delete(f"{test}/requests").raise_for_status()
+    get_session().post(f"{test}/faults", json={"path": "/refs", "status": 500, "times": 2}).raise_for_status()
+    assert [fault["times"] for fault in get_session().get(f"{test}/faults").json()] == [2]
     with pytest.raises(HfHubHTTPError):
         api.list_repo_refs(repo)
-    httpx.delete(f"{test}/faults").raise_for_status()
+    get_session().delete(f"{test}/faults").raise_for_status()
     api.list_repo_refs(repo)
-    logged = httpx.get(f"{test}/requests").json()
+    logged = get_session().get(f"{test}/requests").json()
     assert [(line["method"], line["path"], line["status"]) for line in logged] == [
         ("GET", f"/api/models/{repo}/refs", 500),
         ("GET", f"/api/models/{repo}/refs", 200),
     ]
-    assert httpx.post(f"{test}/faults", json={"pathh": "x"}).status_code == 400
-    assert httpx.post(f"{test}/settings", json={"page_size": 3}).json()["page_size"] == 3
+    assert get_session().post(f"{test}/faults", json={"pathh": "x"}).status_code == 400
+    assert get_session().post(f"{test}/settings", json={"page_size": 3}).json()["page_size"] == 3
 
 
 def test_rate_limit(api: HfApi, other: HfApi, local_hub: LocalHub, repo: str) -> None:
-    answer = httpx.get(f"{local_hub.url}/api/models")
+    answer = get_session().get(f"{local_hub.url}/api/models")
     limit = parse_ratelimit_headers(answer.headers)
     assert limit.limit == 100_000 and limit.window_seconds == 300 and answer.headers["X-Request-Id"]
     local_hub.state.rate_limit.quota = len(local_hub.requests.find()) + 2

@@ -5,7 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session
 
 from hubquant.hub.local.server import LocalHub
 
@@ -18,7 +18,7 @@ def batch(hub: LocalHub, repo: str, oid: str, size: int) -> dict:
         "hash_algo": "sha256",
     }
     headers = {"Authorization": "Bearer hf_demo_bot"}
-    answer = httpx.post(f"{hub.url}/{repo}.git/info/lfs/objects/batch", json=body, headers=headers)
+    answer = get_session().post(f"{hub.url}/{repo}.git/info/lfs/objects/batch", json=body, headers=headers)
     answer.raise_for_status()
     return answer.json()["objects"][0]
 
@@ -60,15 +60,15 @@ def test_small_binary_and_large_text_go_to_lfs(api: HfApi, repo: str, add) -> No
 def test_wrong_bytes_are_refused(api: HfApi, local_hub: LocalHub, repo: str) -> None:
     oid = hashlib.sha256(b"promised").hexdigest()
     href = batch(local_hub, repo, oid, 8)["actions"]["upload"]["href"]
-    assert httpx.put(href, content=b"PROMISED").status_code == 400
-    assert httpx.put(href, content=b"promised and more").status_code == 400
-    assert httpx.put(href.replace("size=8", "size=9"), content=b"promised").status_code == 403
+    assert get_session().put(href, content=b"PROMISED").status_code == 400
+    assert get_session().put(href, content=b"promised and more").status_code == 400
+    assert get_session().put(href.replace("size=8", "size=9"), content=b"promised").status_code == 403
     assert local_hub.state.store.blob_size(oid) is None
     assert list(local_hub.state.store.temp.iterdir()) == []
     verify = batch(local_hub, repo, oid, 8)["actions"]["verify"]["href"]
-    assert httpx.post(verify, json={}).status_code == 404
-    assert httpx.put(href, content=b"promised").status_code == 200
-    assert httpx.post(verify, json={}).status_code == 200
+    assert get_session().post(verify, json={}).status_code == 404
+    assert get_session().put(href, content=b"promised").status_code == 200
+    assert get_session().post(verify, json={}).status_code == 200
     assert "actions" not in batch(local_hub, repo, oid, 8)
 
 
@@ -76,11 +76,11 @@ def test_completing_twice_and_too_early(local_hub: LocalHub, repo: str) -> None:
     local_hub.state.uploads.chunk_size = 4
     oid = hashlib.sha256(b"promised").hexdigest()
     upload = batch(local_hub, repo, oid, 8)["actions"]["upload"]
-    httpx.put(upload["header"]["00001"], content=b"prom").raise_for_status()
-    assert httpx.post(upload["href"], json={}).status_code == 400
-    httpx.put(upload["header"]["00002"], content=b"ised").raise_for_status()
-    assert httpx.post(upload["href"], json={}).status_code == 200
-    assert httpx.post(upload["href"], json={}).status_code == 200
+    get_session().put(upload["header"]["00001"], content=b"prom").raise_for_status()
+    assert get_session().post(upload["href"], json={}).status_code == 400
+    get_session().put(upload["header"]["00002"], content=b"ised").raise_for_status()
+    assert get_session().post(upload["href"], json={}).status_code == 200
+    assert get_session().post(upload["href"], json={}).status_code == 200
 
 
 def test_bad_object_in_a_batch(local_hub: LocalHub, repo: str) -> None:

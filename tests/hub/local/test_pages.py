@@ -2,7 +2,7 @@ from html.parser import HTMLParser
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session, httpx
 
 from hubquant.hub.local.routes.pages import human_size
 from hubquant.hub.local.server import LocalHub
@@ -23,7 +23,7 @@ class Seen(HTMLParser):
 
 
 def get(hub: LocalHub, path: str) -> httpx.Response:
-    return httpx.get(hub.url + path, headers={"Accept": "text/html"})
+    return get_session().get(hub.url + path, headers={"Accept": "text/html"})
 
 
 def test_every_link_of_a_repo_page_leads_somewhere(local_hub: LocalHub, api: HfApi, repo: str, add) -> None:

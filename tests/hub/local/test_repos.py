@@ -8,7 +8,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     RepositoryNotFoundError,
 )
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session
 
 from hubquant.hub.local.server import LocalHub
 
@@ -35,7 +35,7 @@ def test_create_twice(api: HfApi, repo: str) -> None:
 
 def test_bad_names_are_refused(local_hub: LocalHub) -> None:
     for name in ("a..b", "a--b", "-a", "a" * 97, "a b", "x.git"):
-        answer = httpx.post(
+        answer = get_session().post(
             f"{local_hub.url}/api/repos/create", json={"name": name}, headers={"Authorization": "Bearer hf_demo_bot"}
         )
         assert answer.status_code == 400
@@ -89,7 +89,7 @@ def test_gated(api: HfApi, other: HfApi, anonymous: HfApi, local_hub: LocalHub, 
             client.hf_hub_download(repo, ".gitattributes", cache_dir=tmp_path)
         with pytest.raises(GatedRepoError):
             client.auth_check(repo)
-    httpx.post(f"{local_hub.url}/{repo}/ask-access", headers={"Authorization": "Bearer hf_demo_org"}).raise_for_status()
+    get_session().post(f"{local_hub.url}/{repo}/ask-access", headers={"Authorization": "Bearer hf_demo_org"}).raise_for_status()
     assert [request.username for request in api.list_pending_access_requests(repo)] == ["demo-org"]
     with pytest.raises(GatedRepoError):
         other.auth_check(repo)
@@ -104,7 +104,7 @@ def test_gated(api: HfApi, other: HfApi, anonymous: HfApi, local_hub: LocalHub, 
 
 def test_automatic_gate(api: HfApi, other: HfApi, local_hub: LocalHub, repo: str) -> None:
     api.update_repo_settings(repo, gated="auto")
-    httpx.post(f"{local_hub.url}/{repo}/ask-access", headers={"Authorization": "Bearer hf_demo_org"}).raise_for_status()
+    get_session().post(f"{local_hub.url}/{repo}/ask-access", headers={"Authorization": "Bearer hf_demo_org"}).raise_for_status()
     other.auth_check(repo)
 
 
@@ -144,12 +144,14 @@ def test_delete(api: HfApi, other: HfApi, repo: str) -> None:
 def test_bad_settings(api: HfApi, local_hub: LocalHub, repo: str) -> None:
     headers = {"Authorization": "Bearer hf_demo_bot"}
     for body in ({"visibility": "secret"}, {"gated": "sometimes"}):
-        assert httpx.put(f"{local_hub.url}/api/models/{repo}/settings", json=body, headers=headers).status_code == 400
+        assert get_session().put(f"{local_hub.url}/api/models/{repo}/settings", json=body, headers=headers).status_code == 400
     assert not api.model_info(repo).private
 
 
 def test_likes(api: HfApi, anonymous: HfApi, local_hub: LocalHub, repo: str) -> None:
-    httpx.post(f"{local_hub.url}/api/models/{repo}/like", headers={"Authorization": "Bearer hf_demo_bot"}).raise_for_status()
+    get_session().post(
+        f"{local_hub.url}/api/models/{repo}/like", headers={"Authorization": "Bearer hf_demo_bot"}
+    ).raise_for_status()
     assert [user.username for user in api.list_repo_likers(repo)] == ["demo-bot"]
     assert api.list_liked_repos("demo-bot").models == [repo]
     assert api.model_info(repo).likes == 1

@@ -1,7 +1,7 @@
 import pytest
 from huggingface_hub import HfApi, hf_hub_url, snapshot_download
 from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session
 
 from hubquant.hub.local.server import LocalHub
 
@@ -17,34 +17,34 @@ def url(local_hub: LocalHub, repo: str, add) -> str:
 def test_ranges(url: str) -> None:
     size = len(CONTENT)
     for asked, start, end in (("0-9", 0, 10), ("100-", 100, size), ("-7", size - 7, size), ("10000-99999", 10000, size)):
-        answer = httpx.get(url, headers={"Range": f"bytes={asked}"})
+        answer = get_session().get(url, headers={"Range": f"bytes={asked}"})
         assert answer.status_code == 206
         assert answer.content == CONTENT[start:end]
         assert answer.headers["Content-Range"] == f"bytes {start}-{end - 1}/{size}"
 
 
 def test_range_beyond_the_end(url: str) -> None:
-    answer = httpx.get(url, headers={"Range": f"bytes={len(CONTENT)}-"})
+    answer = get_session().get(url, headers={"Range": f"bytes={len(CONTENT)}-"})
     assert answer.status_code == 416
     assert answer.headers["Content-Range"] == f"bytes */{len(CONTENT)}"
 
 
 def test_headers(api: HfApi, url: str, repo: str) -> None:
-    answer = httpx.head(url)
+    answer = get_session().head(url)
     info = api.get_paths_info(repo, ["data.bin"])[0]
     assert answer.status_code == 200 and answer.content == b""
     assert answer.headers["X-Repo-Commit"] == api.model_info(repo).sha
     assert answer.headers["ETag"] == answer.headers["X-Linked-ETag"] == f'"{info.lfs.sha256}"'
     assert answer.headers["Content-Length"] == answer.headers["X-Linked-Size"] == str(len(CONTENT))
     assert answer.headers["Accept-Ranges"] == "bytes"
-    note = httpx.get(url.replace("data.bin", "folder/note.txt"))
+    note = get_session().get(url.replace("data.bin", "folder/note.txt"))
     assert note.text == "hello"
     assert note.headers["ETag"] == f'"{api.get_paths_info(repo, ["folder/note.txt"])[0].blob_id}"'
     assert "X-Linked-ETag" not in note.headers
 
 
 def test_missing_file_still_names_the_commit(api: HfApi, url: str, repo: str) -> None:
-    answer = httpx.head(url.replace("data.bin", "nothing"))
+    answer = get_session().head(url.replace("data.bin", "nothing"))
     assert answer.status_code == 404
     assert answer.headers["X-Error-Code"] == "EntryNotFound"
     assert answer.headers["X-Repo-Commit"] == api.model_info(repo).sha
@@ -94,12 +94,12 @@ def test_other_types_and_pull_request_revisions(api: HfApi, local_hub: LocalHub)
     assert made.pr_revision == "refs/pr/1"
     url = hf_hub_url("demo-bot/data", "x.txt", repo_type="dataset", revision="refs/pr/1", endpoint=local_hub.url)
     assert "refs%2Fpr%2F1" in url
-    assert httpx.get(url).text == "hi"
+    assert get_session().get(url).text == "hi"
 
 
 def test_unknown_and_odd_paths(local_hub: LocalHub, repo: str, add) -> None:
     add(repo, {"folder/with space & ünïcode%41.txt": "odd"})
     quoted = "folder/with%20space%20%26%20%C3%BCn%C3%AFcode%2541.txt"
-    assert httpx.get(f"{local_hub.url}/{repo}/resolve/main/{quoted}").text == "odd"
+    assert get_session().get(f"{local_hub.url}/{repo}/resolve/main/{quoted}").text == "odd"
     for path in ("../../../etc/passwd", "%2e%2e/%2e%2e/users.json", "/etc/passwd"):
-        assert httpx.get(f"{local_hub.url}/{repo}/resolve/main/{path}").status_code == 404
+        assert get_session().get(f"{local_hub.url}/{repo}/resolve/main/{path}").status_code == 404

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import get_session
 
 from hubquant.errors import HubError, UsageError
 from hubquant.hub.local.accounts import User, read_users
@@ -27,9 +27,9 @@ def test_a_folder_is_served_once_at_a_time_and_keeps_everything(tmp_path: Path) 
 
 def test_test_hooks_are_off_unless_asked_for(tmp_path: Path) -> None:
     with LocalHub(tmp_path) as hub:
-        assert httpx.get(f"{hub.url}/_test/requests").status_code == 401  # the page of no repo
+        assert get_session().get(f"{hub.url}/_test/requests").status_code == 401  # the page of no repo
         hub.faults.inject(status=500)
-        assert httpx.get(f"{hub.url}/api/models").status_code == 200
+        assert get_session().get(f"{hub.url}/api/models").status_code == 200
 
 
 def test_taken_port(tmp_path: Path) -> None:
@@ -88,13 +88,13 @@ def test_known_tokens_stay_on_loopback(tmp_path: Path) -> None:
 
 
 def test_answers_carry_what_the_client_needs(local_hub: LocalHub) -> None:
-    answer = httpx.get(f"{local_hub.url}/api/models/demo-bot/none", headers={"Authorization": "Bearer hf_demo_bot"})
+    answer = get_session().get(f"{local_hub.url}/api/models/demo-bot/none", headers={"Authorization": "Bearer hf_demo_bot"})
     assert answer.status_code == 404 and answer.headers["X-Error-Code"] == "RepoNotFound"
     assert answer.headers["X-Error-Message"] == answer.json()["error"] == "Repository not found"
-    assert httpx.get(f"{local_hub.url}/api/models/demo-bot/none").status_code == 401
-    assert httpx.get(f"{local_hub.url}/api/agent-harnesses").status_code == 404
-    assert httpx.get(f"{local_hub.url}/api/models?limit=0").status_code == 400
-    assert "HF_HUB_DISABLE_XET=1" in httpx.get(f"{local_hub.url}/api/models/a/b/xet-write-token/main").json()["error"]
+    assert get_session().get(f"{local_hub.url}/api/models/demo-bot/none").status_code == 401
+    assert get_session().get(f"{local_hub.url}/api/agent-harnesses").status_code == 404
+    assert get_session().get(f"{local_hub.url}/api/models?limit=0").status_code == 400
+    assert "HF_HUB_DISABLE_XET=1" in get_session().get(f"{local_hub.url}/api/models/a/b/xet-write-token/main").json()["error"]
     for path in ("/api/models/gpt2", "/gpt2/resolve/main/config.json"):
-        wrong = httpx.get(local_hub.url + path, headers={"Authorization": "Bearer hf_wrong"})
+        wrong = get_session().get(local_hub.url + path, headers={"Authorization": "Bearer hf_wrong"})
         assert wrong.status_code == 401 and "X-Error-Code" not in wrong.headers
