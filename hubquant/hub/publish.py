@@ -93,8 +93,8 @@ def publish(
     model_folder: Path | None = None,
     records: Records | None = None,
 ) -> PublishedRepo:
-    """Bring one repo to the state of the report. `folder`: the pass's output. `model_folder`: the base on disk; without it, its
-    card and licence texts are fetched again.
+    """Bring one repo to the state of the report. `folder`: the pass's output. `model_folder`: the base on disk, complete; without
+    it, or if it is gone, its card and licence texts are fetched again.
 
     Raises NotAuthorized, HubUnavailable, RepoGone (a person deleted the repo), HubError (the repo is not ours, or the card is
     refused), HubquantError (a file of `folder` is not the one that was measured).
@@ -154,7 +154,7 @@ def _check_config(path: Path) -> None:
 
 
 def _from_base(hub: Hub, base: Base, model_folder: Path | None) -> tuple[BaseCard, list[File]]:
-    if model_folder is not None:
+    if model_folder is not None and (model_folder / "config.json").is_file():
         found = BaseCard.read(model_folder)
         return found, [File.of_bytes(name, (model_folder / name).read_bytes()) for name in found.legal_files]
     if not base.revision:

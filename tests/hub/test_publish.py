@@ -128,10 +128,11 @@ def test_another_pass_over_the_same_base_commits_nothing(line: Line, hub: Hub) -
     assert commits(hub, AWQ) == 2
 
 
-def test_without_the_base_on_disk_its_texts_are_fetched_again(line: Line, local_hub: LocalHub) -> None:
+@pytest.mark.parametrize("model_folder", [None, Path("gone")])
+def test_without_the_base_on_disk_its_texts_are_fetched_again(line: Line, local_hub: LocalHub, model_folder: Path | None) -> None:
     first = line.publish(AWQ)
     local_hub.requests.clear()
-    second = line.publish(AWQ, model_folder=None)
+    second = line.publish(AWQ, model_folder=model_folder)
     assert second.files == first.files
     fetched = {request.path.split("/")[-1] for request in local_hub.requests.find(f"{line.base.repo_id}/resolve/", "GET")}
     assert fetched == {"README.md", "LICENSE", "config.json", "tokenizer_config.json"}
