@@ -157,8 +157,8 @@ class Commits:
 
         Raises Refusal 412 if `parent` is given and is no longer the head, and whatever `apply` raises.
         """
-        with repo.lock:
-            if repo.deleted or ref not in repo.refs:
+        with repo.changing():
+            if ref not in repo.refs:
                 raise revision_not_found(ref)
             head = self.get(repo, repo.refs[ref])
             if parent is not None and not head.oid.startswith(parent):

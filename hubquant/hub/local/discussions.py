@@ -61,14 +61,14 @@ class Discussions:
         return self._event("comment", author, {"edited": False, "hidden": False, "latest": latest, "history": []})
 
     def open(self, repo: Repo, author: str, title: str, text: str) -> Record:
-        with repo.lock:
+        with repo.changing():
             record = self._new(repo, author, title, text, status="open", base=None)
             self._save(repo, record)
             return record
 
     def open_draft_pr(self, repo: Repo, author: str, title: str, text: str) -> Record:
         """A pull request without commits yet, its ref at the head of main."""
-        with repo.lock:
+        with repo.changing():
             record = self._new(repo, author, title, text, status="draft", base=MAIN)
             self._save(repo, record)
             self._repos.set_refs(repo, {pr_ref(record["num"]): repo.refs[MAIN]})
@@ -76,7 +76,7 @@ class Discussions:
 
     def open_pr_with(self, repo: Repo, base: str, parent: Commit, draft: CommitDraft) -> tuple[Record, Commit]:
         """A pull request against the ref `base` that starts with one commit on `parent`."""
-        with repo.lock:
+        with repo.changing():
             commit = draft.onto(parent)
             self._commits.write(self._repos.folder(repo), commit)
             record = self._new(repo, draft.author, draft.title, draft.message, status="open", base=base)
@@ -105,7 +105,7 @@ class Discussions:
         self._append(repo, num, self._event("commit", commit.author, {"subject": commit.title, "oid": commit.oid}))
 
     def _append(self, repo: Repo, num: int, event: Record, **changes: Any) -> Record:
-        with repo.lock:
+        with repo.changing():
             record = self.get(repo, num)
             record["events"].append(event)
             self._save(repo, {**record, **changes})
@@ -120,7 +120,7 @@ class Discussions:
 
     def set_status(self, repo: Repo, num: int, author: str, status: str) -> Record:
         """Raises Refusal 400 for a status that cannot be reached."""
-        with repo.lock:
+        with repo.changing():
             record = self.get(repo, num)
             if status not in ("open", "closed") or record["status"] in ("merged", status):
                 raise bad_request(f"A discussion that is {record['status']} cannot become {status!r}")
@@ -128,7 +128,7 @@ class Discussions:
 
     def edit_comment(self, repo: Repo, num: int, author: str, comment_id: str, text: str | None) -> Record:
         """New text, or None to hide it for good. Raises Refusal 403 to anybody but its author."""
-        with repo.lock:
+        with repo.changing():
             record = self.get(repo, num)
             event = next((e for e in record["events"] if e["id"] == comment_id and e["type"] == "comment"), None)
             if event is None:
@@ -169,7 +169,7 @@ class Discussions:
 
         Raises Refusal 400 for drafts and conflicts.
         """
-        with repo.lock:
+        with repo.changing():
             record = self.get(repo, num)
             if not record["isPullRequest"] or record["status"] != "open":
                 raise bad_request(f"Only an open pull request can be merged; {num} is {record['status']}")

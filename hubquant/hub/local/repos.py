@@ -5,6 +5,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ AccessStatus = Literal["pending", "accepted", "rejected"]
 
 @dataclass
 class Repo:
-    """repo.json and refs.json of one repo. `key` never changes, `id` may. Change and save only while holding `lock`."""
+    """repo.json and refs.json of one repo. `key` never changes, `id` may. Change and save only within `changing()`."""
 
     key: str
     type: str
@@ -51,6 +52,14 @@ class Repo:
     @property
     def api_path(self) -> str:
         return f"api/{self.type}s/{self.id}"
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Held while the repo's records change. Raises Refusal RepoNotFound if it was deleted meanwhile."""
+        with self.lock:
+            if self.deleted:
+                raise Refusal(404, "Repository not found", "RepoNotFound")
+            yield
 
     def record(self) -> dict[str, Any]:
         """What repo.json holds."""
@@ -144,23 +153,29 @@ class Repos:
             self._by_key[repo.key] = repo
 
     def delete(self, repo: Repo) -> None:
-        with repo.lock, self._index_lock:
+        with repo.changing(), self._index_lock:
             repo.deleted = True
             self._by_key.pop(repo.key, None)
             self._store.discard(self.folder(repo))
 
     def move(self, repo: Repo, new_id: str) -> None:
         """Raises Refusal 409 if the new name is taken. The old name goes on leading here until another repo takes it."""
-        with repo.lock, self._index_lock:
+        with repo.changing(), self._index_lock:
             taken = self.find(repo.type, new_id)
             if taken is not None and taken is not repo and taken.id.lower() == new_id.lower():
                 raise Refusal(409, f"A {repo.type} repository called {taken.id} already exists")
-            repo.former_ids = [name for name in [*repo.former_ids, repo.id.lower()] if name != new_id.lower()]
-            repo.id = new_id
-            self.save(repo)
+            former_ids = [name for name in [*repo.former_ids, repo.id.lower()] if name != new_id.lower()]
+            self._write(repo, {"id": new_id, "former_ids": former_ids})
 
-    def save(self, repo: Repo) -> None:
-        self._store.write_json(self.folder(repo) / "repo.json", repo.record())
+    def update(self, repo: Repo, **changes: Any) -> None:
+        """Change fields of repo.json, on disk first."""
+        with repo.changing():
+            self._write(repo, changes)
+
+    def _write(self, repo: Repo, changes: dict[str, Any]) -> None:
+        self._store.write_json(self.folder(repo) / "repo.json", {**repo.record(), **changes})
+        for name, value in changes.items():
+            setattr(repo, name, value)
 
     def set_refs(self, repo: Repo, changes: dict[str, str | None]) -> None:
         """Point refs at commits (None removes one), all of them at once. Everything they point at must be on disk already."""

@@ -64,8 +64,10 @@ class BlobWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+        try:
+            self._file.close()
+        finally:
+            self._path.unlink(missing_ok=True)
 
 
 class Store:
@@ -78,7 +80,7 @@ class Store:
         try:
             for folder in (root, root / "blobs", self.repos):
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(root / "lock")
+            self._lock = FileLock(root / "lock", thread_local=False)  # whichever thread stops the Hub releases it
             self._lock.acquire(timeout=0)
         except Timeout:
             raise UsageError(f"{root} is already being served by another local Hub: stop it or choose another folder") from None
@@ -115,9 +117,12 @@ class Store:
 
     def write_json(self, path: Path, value: Any) -> None:
         temp = self.new_temp_path()
-        temp.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temp.replace(path)
+        try:
+            temp.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temp.replace(path)
+        finally:
+            temp.unlink(missing_ok=True)  # only after a failure is there anything left
 
     def read_records(self, folder: Path) -> Iterator[Any]:
         """Every JSON record directly in a folder, in the order of the names."""

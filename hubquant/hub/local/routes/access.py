@@ -15,10 +15,9 @@ STATUSES = ("pending", "accepted", "rejected")
 
 
 def _set(hub: HubState, repo: Repo, user: str, status: str) -> None:
-    with repo.lock:
+    with repo.changing():
         known = repo.access.get(user, {"id": secrets.token_hex(12), "timestamp": hub.clock.now()})
-        repo.access[user] = {**known, "status": status}
-        hub.repos.save(repo)
+        hub.repos.update(repo, access={**repo.access, user: {**known, "status": status}})
 
 
 def _register(type_: str, prefix: str) -> None:

@@ -23,7 +23,7 @@ def _check_name(name: str) -> None:
 
 
 def _create(hub: HubState, repo: Repo, ref: str, commit: Commit) -> None:
-    with repo.lock:
+    with repo.changing():
         if ref in repo.refs:
             raise Refusal(409, f"Reference {ref} already exists")
         hub.repos.set_refs(repo, {ref: commit.oid})
@@ -31,7 +31,7 @@ def _create(hub: HubState, repo: Repo, ref: str, commit: Commit) -> None:
 
 
 def _delete(hub: HubState, repo: Repo, ref: str) -> None:
-    with repo.lock:
+    with repo.changing():
         if ref not in repo.refs:
             raise revision_not_found(ref)
         old = repo.refs[ref]
@@ -77,7 +77,7 @@ def super_squash(address: Address, branch: Segment, body: Body, hub: Hub, who: W
     """One commit without a parent in place of the branch's history."""
     repo = hub.repos.get_writable(*address, who)
     ref, title = f"refs/heads/{branch}", text_field(body, "message")
-    with repo.lock:
+    with repo.changing():
         if ref not in repo.refs:
             raise revision_not_found(branch)
         head = hub.commits.get(repo, repo.refs[ref])

@@ -101,12 +101,8 @@ def settings(address: Address, body: Body, hub: Hub, who: Who) -> dict[str, Any]
     private, gate = _private(body), body.get("gated")
     if gate not in (None, False, "auto", "manual"):
         raise bad_request(f'"gated" must be auto, manual or false, not {gate!r}')
-    with repo.lock:
-        if private is not None:
-            repo.private = private
-        if gate is not None:
-            repo.gated = gate
-        hub.repos.save(repo)
+    wanted = {"private": private, "gated": gate}
+    hub.repos.update(repo, **{name: value for name, value in wanted.items() if value is not None})
     hub.notify(repo, Event("update", "repo.config", {}))
     return {"private": repo.private, "gated": repo.gated}
 
@@ -138,9 +134,8 @@ def unlike(address: Address, hub: Hub, who: Who) -> dict[str, Any]:
 def _set_like(hub: HubState, repo: Repo, who: Caller, wanted: bool) -> None:
     if who.name is None:
         raise sign_in_first()
-    with repo.lock:
-        repo.likes = [name for name in repo.likes if name != who.name] + ([who.name] if wanted else [])
-        hub.repos.save(repo)
+    with repo.changing():
+        hub.repos.update(repo, likes=[name for name in repo.likes if name != who.name] + ([who.name] if wanted else []))
 
 
 @router.get(REPO + "/likers")

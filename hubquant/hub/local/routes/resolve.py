@@ -40,9 +40,8 @@ def _file(hub: HubState, repo: Repo, rev: str, path: str, method: str) -> FileRe
     if entry.lfs:
         headers |= {"X-Linked-Size": str(entry.size), "X-Linked-ETag": f'"{entry.sha256}"'}
     if method == "GET" and (path == "config.json" or path.endswith(".gguf")):
-        with repo.lock:
-            repo.downloads += 1
-            hub.repos.save(repo)
+        with repo.changing():
+            hub.repos.update(repo, downloads=repo.downloads + 1)
     media_type = "text/plain; charset=utf-8" if path.endswith(TEXT_ENDINGS) else "application/octet-stream"
     return FileResponse(hub.store.blob_path(entry.sha256), headers=headers, media_type=media_type)
 
