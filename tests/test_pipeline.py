@@ -1,0 +1,173 @@
+"""The straight line on disk; what goes wrong in it leaves one sentence and nothing half-made."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from hubquant import pipeline
+from hubquant.artifact import Report
+from hubquant.calibrate.source import with_texts
+from hubquant.errors import BadModel, DiskFull, HubquantError, UsageError
+from hubquant.formats.writer import file_sha256
+from hubquant.hub.snapshot import fingerprint_folder
+from hubquant.pipeline import source
+from hubquant.progress import silent
+from hubquant.recipe import Calibration, EvaluationPlan, Recipe
+
+SMALL = Recipe(
+    variants=("gptq-int4-g128", "awq-int4-g128", "gguf-q8_0", "gguf-q4_k_m"),
+    calibration=Calibration(windows=4, window=64),
+    evaluation=EvaluationPlan(protocols=("gptq-128", "llamacpp-128"), max_tokens=1024),
+)
+
+QUICK = SMALL.model_copy(update={"variants": ("gguf-q8_0",)})
+
+
+def make(model: Path, out: Path, recipe: Recipe = SMALL) -> Report:
+    return pipeline.quantize(model, out, with_texts(recipe), fingerprint_folder(model), silent)
+
+
+@pytest.fixture(scope="module")
+def made(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    out = tmp_path_factory.mktemp("made") / "out"
+    make(bundled, out)
+    return out, pipeline.evaluate(out, bundled, silent)
+
+
+def test_every_variant_is_made_and_measured_under_every_protocol(made: tuple[Path, Report]) -> None:
+    out, report = made
+    assert [a.variant for a in report.artifacts] == list(SMALL.variants)
+    assert [(e.protocol.name, e.variant) for e in report.evaluations] == [
+        (p, v) for p in SMALL.evaluation.protocols for v in SMALL.variants
+    ]
+    assert all(report.passed(v) for v in SMALL.variants)
+    assert Report.read(out) == report
+    for artifact in report.artifacts:
+        for name, sha256 in artifact.files.items():
+            assert file_sha256(out / artifact.folder / name) == sha256
+    assert not list(out.rglob("*.part"))
+
+
+def test_more_bits_lose_less(made: tuple[Path, Report]) -> None:
+    _, report = made
+    q8, q4 = report.evaluation("gguf-q8_0"), report.evaluation("gguf-q4_k_m")
+    assert q8 and q4 and q8.mean_kl < q4.mean_kl / 10
+
+
+def test_what_is_read_back_is_what_from_pretrained_computes(made: tuple[Path, Report], bundled: Path) -> None:
+    out, report = made
+    tokens = torch.randint(0, 2048, (1, 32), generator=torch.Generator().manual_seed(0))
+    for artifact in report.artifacts:
+        options = {"gguf_file": artifact.main_file} if artifact.main_file.endswith("gguf") else {}
+        loaded = AutoModelForCausalLM.from_pretrained(out / artifact.folder, dtype=torch.float32, **options)
+        dense = AutoModelForCausalLM.from_pretrained(bundled, dtype=torch.float32)
+        decoded = source(out, artifact)
+        with torch.no_grad():
+            for name in decoded.names():
+                dense.get_parameter(name).copy_(decoded.tensor(name))
+            # the same products in another order: roundings of 2^-24 over four layers of sums of up to 768 terms
+            torch.testing.assert_close(loaded(tokens).logits, dense(tokens).logits, rtol=0, atol=1e-3)
+
+
+def test_the_same_inputs_give_the_same_bytes(made: tuple[Path, Report], bundled: Path, tmp_path: Path) -> None:
+    again = make(bundled, tmp_path / "out")
+    assert [a.files for a in again.artifacts] == [a.files for a in made[1].artifacts]
+
+
+def test_an_interrupted_output_folder_is_made_anew(made: tuple[Path, Report], bundled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(made[0], out)
+    (out / "hubquant.json").unlink()
+    (out / "gguf" / "left.gguf.part").write_text("half")
+    make(bundled, out, QUICK)
+    assert sorted(p.name for p in out.iterdir()) == ["gguf", "hubquant.json", "progress.json"]
+    assert sorted(p.name for p in (out / "gguf").iterdir()) == ["imatrix.gguf", "model-Q8_0.gguf"]
+
+
+def test_a_folder_of_someone_else_is_left_alone(bundled: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="not made by hubquant"):
+        make(bundled, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def broken(bundled: Path, tmp_path: Path, change: Callable[[Path, dict[str, Tensor]], None]) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled, folder)
+    tensors = load_file(folder / "model.safetensors")
+    change(folder, tensors)
+    if (folder / "model.safetensors").exists():
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def poison(folder: Path, tensors: dict[str, Tensor]) -> None:
+    tensors["model.layers.3.mlp.down_proj.weight"][0, 0] = float("nan")
+
+
+def no_tokenizer(folder: Path, tensors: dict[str, Tensor]) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+
+
+def pickled(folder: Path, tensors: dict[str, Tensor]) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def unknown(folder: Path, tensors: dict[str, Tensor]) -> None:
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "brand-new"}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [(poison, "NaN"), (no_tokenizer, "tokenizer"), (pickled, "pickle"), (unknown, "brand-new")],
+)
+def test_bad_models_end_in_a_sentence(
+    bundled: Path, tmp_path: Path, change: Callable[[Path, dict[str, Tensor]], None], sentence: str
+) -> None:
+    model = broken(bundled, tmp_path, change)
+    out = tmp_path / "out"
+    with pytest.raises(BadModel, match=sentence):
+        make(model, out, QUICK)
+    assert not (out / "hubquant.json").exists(), "nothing that could be taken for a result"
+    assert not list(out.rglob("*.gguf")) and not list(out.rglob("*.safetensors"))
+
+
+def test_a_full_disk_is_said_so(bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hubquant.formats.shards import ShardWriter
+
+    def full(self: ShardWriter, name: str, tensor: Tensor) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ShardWriter, "add", full)
+    with pytest.raises(DiskFull, match="is full"):
+        make(bundled, tmp_path / "out")
+
+
+def test_what_one_format_cannot_hold_does_not_stop_the_others(bundled: Path, tmp_path: Path) -> None:
+    def granite(folder: Path, tensors: dict[str, Tensor]) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"model_type": "granite", "architectures": ["GraniteForCausalLM"], "logits_scaling": 1.0}
+        (folder / "config.json").write_text(json.dumps(config))
+
+    two = SMALL.model_copy(update={"variants": ("awq-int4-g128", "gguf-q8_0")})
+    report = make(broken(bundled, tmp_path, granite), tmp_path / "out", two)
+    assert [a.variant for a in report.artifacts] == ["awq-int4-g128"]
+    assert len(report.notes) == 1 and "cannot be written as GGUF" in report.notes[0]
+
+
+def test_evaluating_what_is_no_output_folder(tmp_path: Path, bundled: Path) -> None:
+    with pytest.raises(UsageError, match=r"no readable hubquant\.json"):
+        pipeline.evaluate(tmp_path, bundled, silent)
+
+
+def test_errors_have_exit_codes() -> None:
+    assert HubquantError("x").exit_code == 1 and UsageError("x").exit_code == 2
