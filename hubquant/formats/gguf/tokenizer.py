@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,26 +38,29 @@ class _Tokenizer:
     options: dict[str, Any]  # tokenizer_config.json
     config: Mapping[str, Any]  # config.json
 
-    @property
+    @cached_property
     def model(self) -> dict[str, Any]:
         return dict(self.spec["model"])
 
-    @property
+    @cached_property
     def added(self) -> list[dict[str, Any]]:
         return list(self.spec.get("added_tokens") or [])
 
-    @property
+    @cached_property
     def merges(self) -> list[tuple[str, str]]:
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in self.model.get("merges") or []]
         return [(str(left), str(right)) for left, right in pairs]
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        return {**self.model["vocab"], **{token["content"]: token["id"] for token in self.added}}
 
     def id_of(self, role: str) -> int | None:
         """The id of the "bos", "eos", "unk" or "pad" token: by text from tokenizer_config.json, else from config.json."""
         text = self.options.get(f"{role}_token")
         text = text.get("content") if isinstance(text, dict) else text
-        ids = {**self.model["vocab"], **{token["content"]: token["id"] for token in self.added}}
-        if isinstance(text, str) and text in ids:
-            return int(ids[text])
+        if isinstance(text, str) and text in self.ids:
+            return self.ids[text]
         stated = self.config.get(f"{role}_token_id")
         stated = stated[0] if isinstance(stated, list) and stated else stated
         return stated if isinstance(stated, int) else None
