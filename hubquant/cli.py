@@ -17,7 +17,7 @@ from hubquant import __version__, console
 from hubquant.artifact import Base, Report
 from hubquant.config import Settings
 from hubquant.errors import HubquantError, UsageError
-from hubquant.recipe import DEFAULT_VARIANTS, VARIANTS, Calibration, EvaluationPlan, Recipe, variant
+from hubquant.recipe import DEFAULT_VARIANTS, VARIANTS, Calibration, EvaluationPlan, Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -64,10 +64,9 @@ def quantize(
     if recipe_file is not None:
         recipe = _read(Recipe, recipe_file)
     else:
-        names = tuple(variant(name).name for name in variants or DEFAULT_VARIANTS)
         protocols = tuple(protocol or EvaluationPlan().protocols)
         recipe = Recipe(
-            variants=names,
+            variants=tuple(variants or DEFAULT_VARIANTS),
             calibration=Calibration(source=calibration, windows=windows, window=window),
             evaluation=EvaluationPlan(source=text, protocols=protocols, max_tokens=max_tokens),
         )

@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hubquant.errors import UsageError
 
@@ -109,6 +109,12 @@ class Recipe(Frozen):
     calibration: Calibration = Calibration()
     evaluation: EvaluationPlan = EvaluationPlan()
     limits: dict[int, Limit] = Field(default_factory=lambda: dict(QUALITY_LIMITS))
+
+    @field_validator("variants")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Unknown names raise UsageError naming the known ones; a name given twice is made once."""
+        return tuple(dict.fromkeys(variant(name).name for name in names))
 
     def canonical_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

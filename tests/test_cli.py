@@ -1,0 +1,110 @@
+"""The command line as a user meets it: what it prints, where, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from hubquant import __version__, cli
+from hubquant.artifact import Report
+from hubquant.hub.local.server import LocalHub
+from hubquant.recipe import VARIANTS
+
+COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
+
+
+def hubquant(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-m", "hubquant", *arguments],
+        capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0 and cli.app.registered_commands and len(result.stdout.splitlines()) > 5
+
+
+def test_help_names_every_variant() -> None:
+    text = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["quantize", "--help"]).stdout.split())
+    assert all(name in text for name in VARIANTS)
+
+
+def test_version() -> None:
+    assert CliRunner().invoke(cli.app, ["--version"]).stdout == f"hubquant {__version__}\n"
+
+
+def test_importing_the_command_line_imports_nothing_heavy() -> None:
+    code = "import hubquant.cli, sys; print(sorted(set(sys.modules) & set(sys.argv)))"
+    heavy = ["torch", "transformers", "gradio", "huggingface_hub", "dbos"]
+    assert subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_quantize_then_publish(bundled: Path, tmp_path: Path, local_hub: LocalHub) -> None:
+    """A folder becomes a measured variant and then a repo; --json prints one document and nothing else on stdout."""
+    out = tmp_path / "out"
+    made = hubquant(
+        "quantize", str(bundled), "-o", str(out), "-v", "gguf-q8_0", "--windows", "2", "--window", "64",
+        "--protocol", "gptq-64", "--max-tokens", "512", "--json",
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    report = Report.model_validate(json.loads(made.stdout))
+    assert report.passed("gguf-q8_0") and report == Report.read(out)
+
+    hub = {"HF_ENDPOINT": local_hub.url, "HF_TOKEN": "hf_demo_bot"}
+    published = hubquant("publish", str(out), "--to", "demo-bot", "--json", **hub)
+    assert published.returncode == 0, published.stderr
+    assert [r["repo_id"] for r in json.loads(published.stdout)["published"]] == ["demo-bot/model-GGUF"]
+
+    again = hubquant("publish", str(out), "--to", "demo-bot", **hub)
+    assert again.stdout.split() == ["up", "to", "date:", f"{local_hub.url}/demo-bot/model-GGUF"]
+
+    refused = hubquant("publish", str(out), "--to", "demo-bot", HF_ENDPOINT=local_hub.url, HF_TOKEN="hf_reader")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "error: " in refused.stderr
+
+
+def test_known_errors_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for arguments, code, sentence in (
+        (["quantize", str(tmp_path / "empty"), "-o", "out"], 1, "config.json"),
+        (
+            ["quantize", str(tmp_path / "empty"), "-o", "out", "-v", "gptq-int5"],
+            2,
+            "unknown variant 'gptq-int5'; known: gptq-int4-g128",
+        ),
+        (["evaluate", str(tmp_path / "empty"), "--base", "x"], 2, "output folder of `hubquant quantize`"),
+        (["run", "--once"], 2, "cannot read hubquant.toml"),
+        (["jobs", "cancel"], 2, "cannot read hubquant.toml"),
+    ):
+        result = hubquant(*arguments, cwd=tmp_path)
+        assert (result.returncode, result.stdout) == (code, ""), result.stderr
+        assert sentence in result.stderr and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_a_bug_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def bug() -> None:
+        raise RuntimeError("out of cheese")
+
+    monkeypatch.setattr(cli, "app", bug)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 3
+    log = next(tmp_path.glob("hubquant-bug-*.log"))
+    assert str(log) in capsys.readouterr().err and "out of cheese" in log.read_text() and "Traceback" in log.read_text()
+
+
+def test_an_interruption_is_said_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130 and capsys.readouterr().err == "interrupted\n"
