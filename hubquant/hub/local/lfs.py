@@ -20,7 +20,7 @@ COPY_CHUNK_BYTES = 2**20
 class Uploads:
     """`chunk_size`: files above it are uploaded in parts of that many bytes."""
 
-    def __init__(self, store: Store, chunk_size: int = 64 * 2**20) -> None:
+    def __init__(self, store: Store, chunk_size: int = 2**30) -> None:
         self.chunk_size = chunk_size
         self._store = store
         self._secret = store.secret()

@@ -18,7 +18,7 @@ from hubquant.hub.local.front import Front
 from hubquant.hub.local.state import HubState
 
 START_TIMEOUT_SECONDS = 20
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LOOPBACK = frozenset({"127.0.0.1", "localhost"})
 
 Connections = dict[tuple[str, int], asyncio.BaseTransport]
 
@@ -166,7 +166,9 @@ def serve(
     test_hooks: bool = False,
     ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve a folder until interrupted. `users` default to users.json in the folder, else DEFAULT_USERS; `ready` gets the address.
+    """Serve a folder until interrupted; KeyboardInterrupt is raised after a clean stop.
+
+    `users` default to users.json in the folder, else DEFAULT_USERS; `ready` gets the address.
 
     Raises UsageError for an unusable folder, and for the default users (whose tokens everybody knows) on an address that is not
     loopback; HubError if the port is taken.

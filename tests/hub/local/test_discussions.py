@@ -100,3 +100,15 @@ def test_read_tokens_cannot_open_pull_requests(reader: HfApi, repo: str) -> None
     with pytest.raises(HfHubHTTPError) as caught:
         reader.create_commit(repo, [CommitOperationAdd("a", b"x")], commit_message="x", create_pr=True)
     assert caught.value.response.status_code == 403
+
+
+def test_a_pull_request_exists_once_its_ref_does(api: HfApi, local_hub: LocalHub, repo: str, add) -> None:
+    """A Hub killed between the two writes leaves a record without a ref: nobody sees it and its number is not used again."""
+    add(repo, {"a.txt": "x"}, create_pr=True)
+    found = local_hub.state.repos.find("model", repo)
+    local_hub.state.repos.set_refs(found, {"refs/pr/1": None})
+    assert list(api.get_repo_discussions(repo)) == []
+    with pytest.raises(HfHubHTTPError):
+        api.get_discussion_details(repo, 1)
+    add(repo, {"a.txt": "x"}, create_pr=True)
+    assert [discussion.num for discussion in api.get_repo_discussions(repo)] == [2]

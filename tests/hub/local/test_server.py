@@ -32,6 +32,19 @@ def test_test_hooks_are_off_unless_asked_for(tmp_path: Path) -> None:
         assert get_session().get(f"{hub.url}/api/models").status_code == 200
 
 
+def test_any_name_of_the_host_works(local_hub: LocalHub) -> None:
+    """Addresses in answers use the name that the client uses."""
+    local_hub.state.page_size = 1
+    local_hub.state.uploads.chunk_size = 50
+    endpoint = local_hub.url.replace("127.0.0.1", "localhost")
+    api = HfApi(endpoint=endpoint, token="hf_demo_bot")
+    assert api.create_repo("demo-bot/one").endpoint == endpoint
+    made = api.upload_file(path_or_fileobj=bytes(120), path_in_repo="a.bin", repo_id="demo-bot/one", create_pr=True)
+    assert made.commit_url.startswith(endpoint) and made.pr_url == f"{endpoint}/demo-bot/one/discussions/1"
+    api.create_repo("demo-bot/two")
+    assert len(list(api.list_models())) == 2
+
+
 def test_taken_port(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
 from hubquant.hub.local.accounts import Caller
 from hubquant.hub.local.answers import bad_request
 from hubquant.hub.local.listing import decode_cursor, encode_cursor
-from hubquant.hub.local.routes.common import Body, Hub, Who, next_link, text_field
+from hubquant.hub.local.routes.common import Body, Hub, Wanted, Who, text_field
 from hubquant.hub.local.routes.repos import owned_namespace
 from hubquant.hub.local.state import HubState
 
@@ -29,26 +29,24 @@ def _visible(hub: HubState, who: Caller, item: dict[str, Any]) -> bool:
 
 
 @router.get("")
-def all_collections(
-    request: Request,
-    hub: Hub,
-    who: Who,
-    owner: Names = None,
-    item: Names = None,
-    limit: int | None = None,
-    cursor: str | None = None,
-) -> JSONResponse:
+def all_collections(page: Wanted, hub: Hub, who: Who, owner: Names = None, item: Names = None) -> JSONResponse:
     records = [_shown(hub, who, record) for record in hub.collections.all(who)]
     if owner:
         records = [record for record in records if record["owner"] in owner]
     if item:
         wanted = set(item)
         records = [record for record in records if wanted & {f"{one['type']}s/{one['id']}" for one in record["items"]}]
-    start = int(decode_cursor(cursor, length=1)[0]) if cursor else 0
-    size = max(1, min(limit or hub.page_size, hub.page_size))
-    page = [{name: value for name, value in record.items() if name != "position"} for record in records[start : start + size]]
-    following = encode_cursor([start + size]) if len(records) > start + size else None
-    return JSONResponse(page, headers=next_link(request, hub, following) if following else None)
+    start = _start(page.cursor)
+    shown = [{name: value for name, value in record.items() if name != "position"} for record in records[start : start + page.size]]
+    following = encode_cursor([start + page.size]) if len(records) > start + page.size else None
+    return JSONResponse(shown, headers=page.headers(following))
+
+
+def _start(cursor: str | None) -> int:
+    start = decode_cursor(cursor, length=1)[0] if cursor else 0
+    if not isinstance(start, int) or start < 0:
+        raise bad_request("Invalid cursor")
+    return start
 
 
 @router.post("")

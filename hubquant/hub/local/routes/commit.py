@@ -14,7 +14,7 @@ from hubquant.hub.local.commits import Commit, CommitDraft
 from hubquant.hub.local.gitattributes import is_lfs, lfs_patterns
 from hubquant.hub.local.ndjson import CommitRequest, read_commit
 from hubquant.hub.local.repos import Repo
-from hubquant.hub.local.routes.common import REPO, Address, Body, Hub, Segment, Who
+from hubquant.hub.local.routes.common import REPO, Address, BaseUrl, Body, Hub, Segment, Who
 from hubquant.hub.local.routes.discussions import announce_pr
 from hubquant.hub.local.state import HubState
 from hubquant.hub.local.webhooks import Event, updated_ref
@@ -76,13 +76,19 @@ def _upload_mode(commit: Commit, patterns: list[str], file: Any) -> dict[str, An
 
 
 @router.post(REPO + "/commit/{rev}")
-async def commit(address: Address, rev: Segment, request: Request, hub: Hub, who: Who, create_pr: bool = False) -> dict[str, Any]:
+async def commit(
+    address: Address, rev: Segment, request: Request, base: BaseUrl, hub: Hub, who: Who, create_pr: bool = False
+) -> dict[str, Any]:
     repo = await run_in_threadpool(repo_to_change, hub, address, rev, who, create_pr)
     wanted = await read_commit(hub.store, request.stream())
-    return await run_in_threadpool(_commit, hub, repo, rev, wanted, who.name or "", create_pr)
+    made, num = await run_in_threadpool(_commit, hub, repo, rev, wanted, who.name or "", create_pr)
+    page = f"{base}/{repo.url_path}"
+    answer = {"success": True, "commitOid": made.oid, "commitUrl": f"{page}/commit/{made.oid}", "hookOutput": ""}
+    return answer if num is None else {**answer, "pullRequestUrl": f"{page}/discussions/{num}"}
 
 
-def _commit(hub: HubState, repo: Repo, rev: str, wanted: CommitRequest, author: str, create_pr: bool) -> dict[str, Any]:
+def _commit(hub: HubState, repo: Repo, rev: str, wanted: CommitRequest, author: str, create_pr: bool) -> tuple[Commit, int | None]:
+    """The commit, and the number of the pull request that was opened for it."""
     ref = hub.commits.find_ref(repo, rev)
     if ref is None or ref.startswith("refs/tags/"):
         raise revision_not_found(rev)
@@ -91,11 +97,9 @@ def _commit(hub: HubState, repo: Repo, rev: str, wanted: CommitRequest, author: 
         parent = hub.commits.resolve(repo, wanted.parent or ref)
         record, made = hub.discussions.open_pr_with(repo, ref, parent, draft)
         announce_pr(hub, repo, record, made.oid)
-    else:
-        before, made = hub.commits.advance(repo, ref, wanted.parent, draft)
-        hub.notify(repo, Event("update", "repo.content", updated_ref(ref, before.oid, made.oid)))
-        if ref.startswith("refs/pr/"):
-            hub.discussions.add_commit_event(repo, int(ref.rpartition("/")[2]), made)
-    address = f"{hub.url}/{repo.url_path}"
-    answer = {"success": True, "commitOid": made.oid, "commitUrl": f"{address}/commit/{made.oid}", "hookOutput": ""}
-    return {**answer, "pullRequestUrl": f"{address}/discussions/{record['num']}"} if create_pr else answer
+        return made, record["num"]
+    before, made = hub.commits.advance(repo, ref, wanted.parent, draft)
+    hub.notify(repo, Event("update", "repo.content", updated_ref(ref, before.oid, made.oid)))
+    if ref.startswith("refs/pr/"):
+        hub.discussions.add_commit_event(repo, int(ref.rpartition("/")[2]), made)
+    return made, None

@@ -4,7 +4,7 @@ import json
 from typing import Annotated, Any
 from urllib.parse import unquote, urlencode
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 from pydantic import AfterValidator
 from starlette.convertors import Convertor, register_url_convertor
 
@@ -54,6 +54,35 @@ async def hub_dependency(request: Request) -> HubState:
     return get_hub(request)
 
 
+async def base_url(request: Request) -> str:
+    """The Hub's address as this caller wrote it: clients compare the addresses in answers with their own endpoint."""
+    host = request.headers.get("host")
+    return f"http://{host}" if host else get_hub(request).url
+
+
+class Page:
+    """What a paginated request asks for: at most `size` records after `cursor`."""
+
+    def __init__(self, request: Request, base: str, size: int, cursor: str | None) -> None:
+        self._request = request
+        self._base = base
+        self.size = size
+        self.cursor = cursor
+
+    def headers(self, following: str | None) -> dict[str, str] | None:
+        """The Link to the next page, whose cursor is `following`."""
+        if following is None:
+            return None
+        pairs = [(key, value) for key, value in self._request.query_params.multi_items() if key != "cursor"]
+        path = self._request.scope["raw_path"].decode("ascii")
+        return {"Link": f'<{self._base}{path}?{urlencode([*pairs, ("cursor", following)])}>; rel="next"'}
+
+
+async def page_wanted(request: Request, cursor: str | None = None, limit: Annotated[int | None, Query(ge=1)] = None) -> Page:
+    most = get_hub(request).page_size
+    return Page(request, await base_url(request), min(limit or most, most), cursor)
+
+
 async def repo_address(kind: str, ns: str, name: str) -> tuple[str, str]:
     return kind, f"{ns}/{name}"
 
@@ -78,6 +107,8 @@ async def json_body(request: Request) -> dict[str, Any]:
 
 Hub = Annotated[HubState, Depends(hub_dependency)]
 Who = Annotated[Caller, Depends(get_caller)]
+BaseUrl = Annotated[str, Depends(base_url)]
+Wanted = Annotated[Page, Depends(page_wanted)]
 Address = Annotated[tuple[str, str], Depends(repo_address)]  # type and id
 Body = Annotated[dict[str, Any], Depends(json_body)]
 Segment = Annotated[str, Path(), AfterValidator(unquote)]
@@ -89,10 +120,3 @@ def text_field(body: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise bad_request(f'"{key}" must be a string that is not empty')
     return value
-
-
-def next_link(request: Request, hub: HubState, cursor: str) -> dict[str, str]:
-    """The Link header of a page that has a successor."""
-    pairs = [(key, value) for key, value in request.query_params.multi_items() if key != "cursor"]
-    path = request.scope["raw_path"].decode("ascii")
-    return {"Link": f'<{hub.url}{path}?{urlencode([*pairs, ("cursor", cursor)])}>; rel="next"'}

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
 from hubquant.hub.local import listing
 from hubquant.hub.local.commits import Commit
 from hubquant.hub.local.info import FULL_KEYS, INFO_KEYS, LIST_KEYS
 from hubquant.hub.local.repos import Repo
-from hubquant.hub.local.routes.common import REPO, Address, Hub, Segment, Who, next_link
+from hubquant.hub.local.routes.common import REPO, Address, Hub, Segment, Wanted, Who
 from hubquant.hub.local.state import HubState
 
 router = APIRouter()
@@ -19,7 +19,7 @@ Names = Annotated[list[str] | None, Query()]
 @router.get("/api/{kind:kind}")
 def list_repos(
     kind: str,
-    request: Request,
+    page: Wanted,
     hub: Hub,
     who: Who,
     filter: Names = None,
@@ -30,20 +30,17 @@ def list_repos(
     num_parameters: str | None = None,
     apps: Names = None,
     sort: str = "trendingScore",
-    limit: Annotated[int | None, Query(ge=1)] = None,
     expand: Names = None,
     full: bool = False,
     cardData: bool = False,
     config: bool = False,
-    cursor: str | None = None,
 ) -> JSONResponse:
     sizes = listing.parse_sizes(num_parameters) if num_parameters else None
     query = listing.Query(kind, filter or (), author, search, pipeline_tag, gated, sizes, apps or ())
-    size = min(limit or hub.page_size, hub.page_size)
-    repos, following = listing.page(hub, query, who, sort, size, cursor)
+    repos, following = listing.page(hub, query, who, sort, page.size, page.cursor)
     keys = [*(FULL_KEYS if full else LIST_KEYS), *(["cardData"] if cardData else []), *(["config"] if config else [])]
     records = [_record(hub, repo, expand or keys) for repo in repos]
-    return JSONResponse(records, headers=next_link(request, hub, following) if following else None)
+    return JSONResponse(records, headers=page.headers(following))
 
 
 def _record(hub: HubState, repo: Repo, keys: list[str]) -> dict[str, Any]:

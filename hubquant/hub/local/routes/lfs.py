@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from hubquant.hub.local.answers import bad_request
 from hubquant.hub.local.repos import URL_PREFIX
 from hubquant.hub.local.routes.commit import repo_to_propose_to
-from hubquant.hub.local.routes.common import Body, Hub, Who
+from hubquant.hub.local.routes.common import BaseUrl, Body, Hub, Who
 from hubquant.hub.local.storage import BlobWriter
 
 router = APIRouter()
@@ -18,25 +18,25 @@ WRITE_CHUNK_BYTES = 2**20
 
 
 @router.post("/{ns}/{name}.git/info/lfs/objects/batch")
-def model_batch(ns: str, name: str, body: Body, hub: Hub, who: Who) -> JSONResponse:
-    return _batch("model", f"{ns}/{name}", body, hub, who)
+def model_batch(ns: str, name: str, body: Body, base: BaseUrl, hub: Hub, who: Who) -> JSONResponse:
+    return _batch("model", f"{ns}/{name}", body, base, hub, who)
 
 
 @router.post("/{prefix}/{ns}/{name}.git/info/lfs/objects/batch")
-def batch(prefix: str, ns: str, name: str, body: Body, hub: Hub, who: Who) -> JSONResponse:
+def batch(prefix: str, ns: str, name: str, body: Body, base: BaseUrl, hub: Hub, who: Who) -> JSONResponse:
     types = {url_prefix.rstrip("/"): type_ for type_, url_prefix in URL_PREFIX.items() if url_prefix}
     if prefix not in types:
         raise bad_request(f"{prefix!r} is not a type of repo")
-    return _batch(types[prefix], f"{ns}/{name}", body, hub, who)
+    return _batch(types[prefix], f"{ns}/{name}", body, base, hub, who)
 
 
-def _batch(type_: str, repo_id: str, body: dict[str, Any], hub: Hub, who: Who) -> JSONResponse:
+def _batch(type_: str, repo_id: str, body: dict[str, Any], base: str, hub: Hub, who: Who) -> JSONResponse:
     repo_to_propose_to(hub, (type_, repo_id), who)
     objects = body.get("objects")
     if body.get("operation") != "upload" or body.get("hash_algo", "sha256") != "sha256" or not isinstance(objects, list):
         raise bad_request("An LFS batch must be an upload of a list of objects by sha256")
     try:
-        planned = [hub.uploads.plan(hub.url, str(item["oid"]), int(item["size"])) for item in objects]
+        planned = [hub.uploads.plan(base, str(item["oid"]), int(item["size"])) for item in objects]
     except (TypeError, KeyError, ValueError):
         raise bad_request("Each of the objects needs oid and size") from None
     multipart = any("header" in item.get("actions", {}).get("upload", {}) for item in planned)

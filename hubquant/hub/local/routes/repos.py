@@ -10,7 +10,7 @@ from hubquant.hub.local.answers import Refusal, bad_request, forbidden, sign_in_
 from hubquant.hub.local.commits import MAIN, Commit, Entry, regular_entry
 from hubquant.hub.local.gitattributes import DEFAULT_GITATTRIBUTES
 from hubquant.hub.local.repos import TYPES, Repo, check_name, new_key
-from hubquant.hub.local.routes.common import REPO, Address, Body, Hub, Who, text_field
+from hubquant.hub.local.routes.common import REPO, Address, BaseUrl, Body, Hub, Who, text_field
 from hubquant.hub.local.state import HubState
 from hubquant.hub.local.webhooks import Event, owner_id
 
@@ -45,7 +45,7 @@ def _private(body: dict[str, Any]) -> bool | None:
 
 
 @router.post("/api/repos/create")
-def create(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
+def create(body: Body, base: BaseUrl, hub: Hub, who: Who) -> dict[str, Any]:
     type_, name = _type(body), text_field(body, "name")
     namespace = owned_namespace(hub, who, body.get("organization"), f"create a {type_}")
     check_name(name)
@@ -61,7 +61,7 @@ def create(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
         hub.commits.write(folder, commit)
         return {MAIN: commit.oid}
 
-    answer = {"url": f"{hub.url}/{repo.url_path}", "name": repo.id, "id": repo.key}
+    answer = {"url": f"{base}/{repo.url_path}", "name": repo.id, "id": repo.key}
     try:
         hub.repos.create(repo, first_files)
     except Refusal as refusal:
@@ -82,7 +82,7 @@ def delete(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
 
 
 @router.post("/api/repos/move")
-def move(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
+def move(body: Body, base: BaseUrl, hub: Hub, who: Who) -> dict[str, Any]:
     type_, from_id, to_id = _type(body), text_field(body, "fromRepo"), text_field(body, "toRepo")
     if to_id.count("/") != 1:
         raise bad_request(f'"toRepo" must be namespace/name, not {to_id!r}')
@@ -92,7 +92,7 @@ def move(body: Body, hub: Hub, who: Who) -> dict[str, Any]:
     check_name(name)
     hub.notify(repo, Event("move", "repo", {"movedTo": {"name": f"{owner}/{name}", "owner": {"id": owner_id(owner)}}}))
     hub.repos.move(repo, f"{owner}/{name}")
-    return {"url": f"{hub.url}/{repo.url_path}"}
+    return {"url": f"{base}/{repo.url_path}"}
 
 
 @router.put(REPO + "/settings")

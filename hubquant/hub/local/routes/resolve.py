@@ -14,6 +14,12 @@ router = APIRouter()
 TEXT_ENDINGS = (".md", ".txt", ".json", ".jsonl", ".jinja", ".yaml", ".yml", ".toml", ".py", ".csv", ".gitattributes")
 
 
+class LargeChunks(FileResponse):
+    """Reads from disk in pieces worth a hop to another thread."""
+
+    chunk_size = 2**20
+
+
 def _register(type_: str, prefix: str) -> None:
     @router.api_route(f"/{prefix}{{ns}}/{{name}}/resolve/{{rev}}/{{path:path}}", methods=["GET", "HEAD"], name=f"resolve_{type_}")
     def resolve(ns: str, name: str, rev: Segment, path: Segment, request: Request, hub: Hub, who: Who) -> FileResponse:
@@ -24,7 +30,7 @@ for _type, _prefix in URL_PREFIX.items():
     _register(_type, _prefix)
 
 
-def _file(hub: HubState, repo: Repo, rev: str, path: str, method: str) -> FileResponse:
+def _file(hub: HubState, repo: Repo, rev: str, path: str, method: str) -> LargeChunks:
     commit = hub.commits.resolve(repo, rev)
     entry = commit.files.get(path)
     if entry is None:
@@ -43,7 +49,7 @@ def _file(hub: HubState, repo: Repo, rev: str, path: str, method: str) -> FileRe
         with repo.changing():
             hub.repos.update(repo, downloads=repo.downloads + 1)
     media_type = "text/plain; charset=utf-8" if path.endswith(TEXT_ENDINGS) else "application/octet-stream"
-    return FileResponse(hub.store.blob_path(entry.sha256), headers=headers, media_type=media_type)
+    return LargeChunks(hub.store.blob_path(entry.sha256), headers=headers, media_type=media_type)
 
 
 @router.get(REPO + "/xet-read-token/{rev}")

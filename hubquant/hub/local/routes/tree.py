@@ -11,7 +11,7 @@ from hubquant.hub.local.commits import Commit, Entry
 from hubquant.hub.local.info import lfs_fields
 from hubquant.hub.local.listing import decode_cursor, encode_cursor
 from hubquant.hub.local.repos import Repo
-from hubquant.hub.local.routes.common import REPO, Address, Hub, Segment, Who, next_link
+from hubquant.hub.local.routes.common import REPO, Address, Hub, Segment, Wanted, Who
 from hubquant.hub.local.state import HubState
 
 router = APIRouter()
@@ -53,17 +53,15 @@ def _under(commit: Commit, path: str) -> list[tuple[str, str]]:
 
 @router.get(REPO + "/tree/{rev}")
 def tree(
-    address: Address, rev: Segment, request: Request, hub: Hub, who: Who, recursive: bool = False, expand: bool = False,
-    cursor: str | None = None, limit: int | None = None,
-) -> JSONResponse:  # fmt: skip
-    return subtree(address, rev, "", request, hub, who, recursive, expand, cursor, limit)
+    address: Address, rev: Segment, page: Wanted, hub: Hub, who: Who, recursive: bool = False, expand: bool = False
+) -> JSONResponse:
+    return subtree(address, rev, "", page, hub, who, recursive, expand)
 
 
 @router.get(REPO + "/tree/{rev}/{path:path}")
 def subtree(
-    address: Address, rev: Segment, path: Segment, request: Request, hub: Hub, who: Who, recursive: bool = False,
-    expand: bool = False, cursor: str | None = None, limit: int | None = None,
-) -> JSONResponse:  # fmt: skip
+    address: Address, rev: Segment, path: Segment, page: Wanted, hub: Hub, who: Who, recursive: bool = False, expand: bool = False
+) -> JSONResponse:
     repo = hub.repos.get(*address, who)
     commit = hub.commits.resolve(repo, rev)
     path = path.strip("/")
@@ -74,13 +72,12 @@ def subtree(
     if not recursive:
         names = [name for name in names if "/" not in name[len(inside) :]]
     names.sort()
-    if cursor is not None:
-        last = decode_cursor(cursor, length=1)[0]
-        names = [name for name in names if name > str(last)]
-    size = max(1, min(limit or hub.page_size, hub.page_size))
-    items = [_item(hub, repo, commit, name, expand) for name in names[:size]]
-    following = encode_cursor([names[size - 1]]) if len(names) > size else None
-    return JSONResponse(items, headers=next_link(request, hub, following) if following else None)
+    if page.cursor is not None:
+        last = str(decode_cursor(page.cursor, length=1)[0])
+        names = [name for name in names if name > last]
+    items = [_item(hub, repo, commit, name, expand) for name in names[: page.size]]
+    following = encode_cursor([names[page.size - 1]]) if len(names) > page.size else None
+    return JSONResponse(items, headers=page.headers(following))
 
 
 def _item(hub: HubState, repo: Repo, commit: Commit, name: str, expand: bool) -> dict[str, Any]:
@@ -111,20 +108,18 @@ def refs(address: Address, hub: Hub, who: Who, include_prs: bool = False) -> dic
 
 
 @router.get(REPO + "/commits/{rev}")
-def commits(
-    address: Address, rev: Segment, request: Request, hub: Hub, who: Who, cursor: str | None = None, limit: int | None = None
-) -> JSONResponse:
+def commits(address: Address, rev: Segment, request: Request, page: Wanted, hub: Hub, who: Who) -> JSONResponse:
     repo = hub.repos.get(*address, who)
-    first = hub.commits.get(repo, str(decode_cursor(cursor, length=1)[0])) if cursor else hub.commits.resolve(repo, rev)
-    size = max(1, min(limit or hub.page_size, hub.page_size))
+    first = hub.commits.resolve(repo, str(decode_cursor(page.cursor, length=1)[0]) if page.cursor else rev)
+    formatted = bool(request.query_params.getlist("expand[]"))
     shown: list[dict[str, Any]] = []
     following = None
     for commit in hub.commits.history(repo, first):
-        if len(shown) == size:
+        if len(shown) == page.size:
             following = encode_cursor([commit.oid])
             break
-        shown.append(_commit_item(commit, formatted=bool(request.query_params.getlist("expand[]"))))
-    return JSONResponse(shown, headers=next_link(request, hub, following) if following else None)
+        shown.append(_commit_item(commit, formatted))
+    return JSONResponse(shown, headers=page.headers(following))
 
 
 def _commit_item(commit: Commit, formatted: bool) -> dict[str, Any]:
