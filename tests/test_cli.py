@@ -100,6 +100,16 @@ def test_a_bug_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert str(log) in capsys.readouterr().err and "out of cheese" in log.read_text() and "Traceback" in log.read_text()
 
 
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def missing() -> None:
+        raise ModuleNotFoundError("No module named 'dbos'", name="dbos")
+
+    monkeypatch.setattr(cli, "app", missing)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2 and "pip install 'hubquant[bot]'" in capsys.readouterr().err
+
+
 def test_an_interruption_is_said_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt

@@ -1,0 +1,118 @@
+"""Writes the parts of the README that are made from code and measurements, between `<!-- name -->` and `<!-- end -->`.
+
+python tests/benchmarks/readme.py            the tables, from the code and tests/benchmarks/results/*.json
+python tests/benchmarks/readme.py --check    exit 1 if they are not what the file holds
+python tests/benchmarks/readme.py --picture  run the demo and draw what it prints to .github/demo.svg
+python tests/benchmarks/readme.py --keep DIR NAME   keep DIR/hubquant.json as results/NAME.json, without its tensors
+"""
+
+import re
+import sys
+import tempfile
+from io import StringIO
+from pathlib import Path
+
+from rich.console import Console
+
+from hubquant import cli
+from hubquant.artifact import Report
+from hubquant.console import METRICS, metrics, protocol_line, size
+from hubquant.recipe import VARIANTS, Variant
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+RESULTS = Path(__file__).parent / "results"
+LOADS = {
+    "gptq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
+    "awq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
+    "gguf": "llama.cpp, Ollama, LM Studio, `from_pretrained(gguf_file=…)`",
+}
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def variants() -> str:
+    def stored(v: Variant) -> str:
+        if v.format == "gguf":
+            return f"llama.cpp's {v.mixture}, importance from the pass"
+        kind = "symmetric" if v.symmetric else "asymmetric"
+        return f"{v.bits} bit, groups of {v.group_size}, {kind}"
+
+    rows = [[f"`{v.name}`", stored(v), f"-{v.repo_suffix}", LOADS[v.format]] for v in VARIANTS.values()]
+    return table(["variant", "stored as", "repo", "loads with"], rows)
+
+
+def commands() -> str:
+    found = [(c.name or c.callback.__name__, c.callback) for c in cli.app.registered_commands if c.callback]
+    return table(["command", "does"], [[f"`hubquant {name}`", (f.__doc__ or "").split("\n")[0]] for name, f in found])
+
+
+def quality() -> str:
+    parts = []
+    for path in sorted(RESULTS.glob("*.json")):
+        report = Report.model_validate_json(path.read_text())
+        for protocol in dict.fromkeys(e.protocol for e in report.evaluations):
+            rows = []
+            for e in (e for e in report.evaluations if e.protocol == protocol):
+                a = report.artifact(e.variant)
+                rows.append([f"`{a.variant}`", size(a.size_bytes), f"{a.bits_per_weight:.2f}", *metrics(e), f"{a.seconds:.0f} s"])
+            base = next(e.base_perplexity for e in report.evaluations if e.protocol == protocol)
+            parts.append(
+                f"**{path.stem}**, {report.base.parameters / 1e6:.1f} M parameters, base {size(report.base.size_bytes)}, "
+                f"base perplexity {base:.3f}. One pass over {report.calibration_tokens:,} calibration tokens: "
+                f"{report.seconds:.0f} s for all variants, peak memory {size(report.peak_memory_bytes)}.\n\n"
+                + table(["variant", "size", "bits/weight", *METRICS, "solving"], rows)
+                + f"\n\n{protocol_line(protocol)}. hubquant {report.hubquant_version}, torch {report.versions['torch']}."
+            )
+    return "\n\n".join(parts)
+
+
+PARTS = {"variants": variants, "commands": commands, "quality": quality}
+
+
+def rendered(text: str) -> str:
+    """The README with every generated part renewed."""
+    for name, part in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"README.md has no part <!-- {name} -->")
+        text = pattern.sub(lambda m, part=part: m[1] + part() + "\n" + m[2], text)  # type: ignore[misc]
+    return text
+
+
+def picture() -> None:
+    from hubquant.demo.line import Demo
+
+    console = Console(record=True, width=140, file=StringIO(), force_terminal=True, highlight=False)
+    with tempfile.TemporaryDirectory() as folder:
+        Demo(Path(folder) / "hubquant-demo", console).run()
+        text = console.export_svg(title="hubquant demo").replace(str(Path(folder).resolve()), "~")
+    (ROOT / ".github" / "demo.svg").write_text(text)
+
+
+def keep(folder: Path, name: str) -> None:
+    report = Report.read(folder)
+    artifacts = tuple(a.model_copy(update={"tensors": ()}) for a in report.artifacts)
+    base = report.base.model_copy(update={"repo_id": name})
+    (RESULTS / f"{name}.json").write_text(
+        report.model_copy(update={"artifacts": artifacts, "base": base}).model_dump_json(indent=1) + "\n"
+    )
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["--picture"]:
+        picture()
+    elif arguments[:1] == ["--keep"]:
+        keep(Path(arguments[1]), arguments[2])
+    elif arguments == ["--check"]:
+        if rendered(README.read_text()) != README.read_text():
+            raise SystemExit("README.md is not what the code and the results say; run `make readme`")
+    else:
+        README.write_text(rendered(README.read_text()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
