@@ -24,8 +24,9 @@ def search_scale(
     result is never worse than that by this loss.
     """
     best, best_loss = torch.ones_like(mean_abs), float("inf")
+    mean_abs = _per_source(mean_abs, channels)
     for step in range(RATIOS):
-        s = _normalized(_per_source(mean_abs, channels).clamp_min(1e-8).pow(step / RATIOS), mean_abs > 0)
+        s = _normalized(mean_abs.clamp_min(1e-8).pow(step / RATIOS), mean_abs > 0)
         loss = sum(_loss(w, hessian, s, grid) for w in weights)
         if loss < best_loss:
             best, best_loss = s, loss

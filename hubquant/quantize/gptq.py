@@ -13,18 +13,20 @@ from hubquant.quantize.grid import Grid, QuantizedWeight, fit_group
 
 DAMP_RATIO = 0.05
 MAX_DAMP_RATIO = 1.0
+LARGEST_SCALE = torch.finfo(torch.float16).max
 
 
 def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
     """Quantize weight [out, in] under hessian [in, in] = Σxᵀx; in is a multiple of grid.group_size.
 
-    Channels without any activation (zero diagonal) get weight zero: they cannot be seen in the output.
+    Channels without any activation (zero diagonal) have no say in the scale of their group and are rounded to it. A group
+    without any, or an all-zero hessian, is rounded to nearest. Weights that no float16 scale reaches are clipped.
     """
-    W, H = weight.float().clone(), hessian.clone()
-    dead = H.diagonal() == 0
-    W[:, dead] = 0
-    order = group_order(H.diagonal(), grid.group_size)
-    W, H = W[:, order], H[order][:, order]
+    order = group_order(hessian.diagonal(), grid.group_size)
+    limit = LARGEST_SCALE * grid.middle
+    W, H = weight.float()[:, order].clamp_(-limit, limit), hessian[order][:, order]
+    seen = H.diagonal() > 0
+    H /= torch.where(seen.any(), H.diagonal().amax(), 1)  # any size of activations: the inverse's factor stays in range
     U = inverse_cholesky(H, damp_ratio)
     n_groups = W.shape[1] // grid.group_size
     codes = torch.empty_like(W, dtype=torch.uint8)
@@ -33,7 +35,8 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_
         end = start + grid.group_size
         U_block = U[start:end, start:end].contiguous()
         metric = torch.linalg.solve_triangular(U_block, torch.eye(grid.group_size, device=W.device), upper=True)
-        scale, zero = fit_group(W[:, start:end], grid, metric)
+        seen_here = seen[start:end] if bool(seen[start:end].any()) else ~seen[start:end]
+        scale, zero = fit_group(W[:, start:end] * seen_here, grid, metric)
         group = int(order[start]) // grid.group_size
         scales[:, group], zeros[:, group] = scale[:, 0], zero[:, 0]
         block, Err = gptq_block(W[:, start:end].contiguous(), U_block, scale, zero, grid.max_code)
