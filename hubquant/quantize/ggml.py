@@ -33,9 +33,8 @@ def row_bytes(type_name: str, n: int) -> int:
     """Bytes that a row of n weights takes. Raises BadModel where n is not a whole number of blocks."""
     kind = ggml_type(type_name)
     if n % kind.block_size:
-        raise BadModel(
-            f"a row of {n} weights is no multiple of the block of {kind.name}, {kind.block_size}; store it as {fallback(kind.name, n)}"
-        )
+        substitute = fallback(kind.name, n)
+        raise BadModel(f"a row of {n} weights is no multiple of {kind.name}'s block of {kind.block_size}; use {substitute} for it")
     return n // kind.block_size * kind.type_size
 
 
@@ -61,7 +60,8 @@ def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mod
     _check_values(weight, type_name)
     if importance is not None:
         importance = _checked_importance(importance, weight)
-    return ggml_quantize(weight, importance, type_name, mode)
+    data: Tensor = ggml_quantize(weight, importance, type_name, mode)
+    return data
 
 
 def _check_values(weight: Tensor, type_name: str) -> None:
@@ -89,4 +89,5 @@ def decode(data: Tensor, type_name: str) -> Tensor:
     kind = ggml_type(type_name)
     if data.dtype != torch.uint8 or data.ndim != 2 or data.shape[1] % kind.type_size:
         raise BadModel(f"{data.dtype} of shape {tuple(data.shape)} is no rows of {kind.name} blocks of {kind.type_size} bytes")
-    return ggml_dequantize(data, type_name)
+    weight: Tensor = ggml_dequantize(data, type_name)
+    return weight

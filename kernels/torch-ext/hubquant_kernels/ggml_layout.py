@@ -1,6 +1,7 @@
 """Where ggml puts each field of a block: `pack_*` writes the fields of n blocks as bytes, `unpack_*` reads them back.
 
-Codes are uint8, one per weight in the order of the row; scales `d` and `m`/`dmin` are float16 [n, 1]. Layouts: ggml-common.h, ggml-quants.c.
+Codes are uint8, one per weight in the order of the row; scales `d` and `m`/`dmin` are float16 [n, 1].
+Layouts: ggml-common.h, ggml-quants.c.
 """
 
 import torch

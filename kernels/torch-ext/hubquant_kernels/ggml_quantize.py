@@ -8,11 +8,11 @@ from torch import Tensor
 
 from . import kquant, legacy
 from ._ops import add_op_namespace_prefix
+from .ggml_columns import Blocks
+from .ggml_search import ColumnSum
 from .ggml_types import GGML_TYPES
 
-Encoder = Callable[[Tensor, Tensor | None, str], Tensor]
-
-ENCODERS: dict[str, Encoder] = {
+ENCODERS: dict[str, Callable[[Blocks], Tensor]] = {
     "F32": legacy.encode_f32,
     "F16": legacy.encode_f16,
     "BF16": legacy.encode_bf16,
@@ -26,20 +26,31 @@ ENCODERS: dict[str, Encoder] = {
     "Q6_K": kquant.encode_q6_k,
 }
 
-# weights per chunk: bounds the float32 copies, some ten of them per thread
+# weights per chunk: bounds the float32 copies, some eight of them per thread
 CHUNK_WEIGHTS = 1 << 20
 # blocks are padded to a multiple of this, for which sums over columns run in ggml's order
 ALIGNMENT = 64
+MAX_THREADS = 8
 
 
-def _encode_chunk(blocks: Tensor, importance: Tensor | None, encoder: Encoder, mode: str) -> Tensor:
-    n = len(blocks)
-    missing = -n % ALIGNMENT
-    if missing:
-        blocks = torch.cat((blocks, blocks.new_zeros(missing, blocks.shape[1])))
-        if importance is not None:
-            importance = torch.cat((importance, importance.new_ones(missing, importance.shape[1])))
-    return encoder(blocks, importance, mode)[:n]
+def _padded(x: Tensor | None, fill: float) -> Tensor | None:
+    if x is None or len(x) % ALIGNMENT == 0:
+        return x
+    return torch.cat((x, x.new_full((-len(x) % ALIGNMENT, *x.shape[1:]), fill)))
+
+
+def _row_square(weight: Tensor) -> Tensor:
+    """The mean square of each row [out], summed from left to right as ggml does."""
+    out, n = weight.shape
+    means = torch.empty(out, device=weight.device)
+    step = max(ALIGNMENT, CHUNK_WEIGHTS // n // ALIGNMENT * ALIGNMENT)
+    for start in range(0, out, step):
+        part = weight[start : start + step].float()
+        squares = part.new_zeros(n, len(part) + -len(part) % ALIGNMENT)
+        torch.mul(part.T, part.T, out=squares[:, : len(part)])
+        squares = squares.view(n // 16, 16, -1)
+        means[start : start + step] = (ColumnSum(squares).of(squares) / n)[: len(part)]
+    return means
 
 
 def _each(encode: Callable[[int], None], starts: range, device: torch.device) -> None:
@@ -51,7 +62,7 @@ def _each(encode: Callable[[int], None], starts: range, device: torch.device) ->
         return
     torch.set_num_threads(1)  # what threads started from here on begin with
     try:
-        with ThreadPoolExecutor(threads) as pool:
+        with ThreadPoolExecutor(min(threads, MAX_THREADS)) as pool:
             list(pool.map(encode, starts))
     finally:
         torch.set_num_threads(threads)
@@ -63,19 +74,24 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
 
     `mode` "reference" gives what ggml gives; "best" lowers Σ importance·error² further within the same bytes.
     """
-    kind = GGML_TYPES[type_name]
-    blocks = weight.reshape(-1, kind.block_size)
+    kind, encoder = GGML_TYPES[type_name], ENCODERS[type_name]
+    blocks = weight.detach().reshape(-1, kind.block_size)
     per_row = weight.shape[1] // kind.block_size
-    columns = None if importance is None else importance.float().view(per_row, kind.block_size)
+    column_importance = None if importance is None else importance.detach().float().view(per_row, kind.block_size)
+    row_square = _row_square(weight.detach()) if importance is not None and kind.block_size == 32 else None
     out = torch.empty(len(blocks), kind.type_size, dtype=torch.uint8, device=weight.device)
     share = -(-len(blocks) // (torch.get_num_threads() * ALIGNMENT)) * ALIGNMENT
     step = max(1, min(share, CHUNK_WEIGHTS // kind.block_size))
-    encoder = ENCODERS[type_name]
 
     def encode(start: int) -> None:
-        part = blocks[start : start + step].float()
-        place = torch.arange(start, start + len(part), device=weight.device) % per_row
-        out[start : start + step] = _encode_chunk(part, None if columns is None else columns[place], encoder, mode)
+        x = blocks[start : start + step].float()
+        place = torch.arange(start, start + len(x), device=x.device)
+        part_importance = None if column_importance is None else column_importance[place % per_row]
+        part_square = None if row_square is None else row_square[place // per_row]
+        filled = _padded(x, 0.0)
+        assert filled is not None
+        part = Blocks(filled, _padded(part_importance, 1.0), _padded(part_square, 1.0), mode == "best")
+        out[start : start + step] = encoder(part)[: len(x)]
 
     _each(encode, range(0, len(blocks), step), weight.device)
     return out.view(weight.shape[0], -1)

@@ -1,0 +1,136 @@
+"""A lower error than ggml's in the same bytes, for the types x ≈ d·sc·code (Q6_K) and x ≈ d·code (Q4_0, Q5_0, Q8_0).
+
+The objective and the way are those of ggml_best_affine, without a minimum. `x` and `w` are columns as in ggml_search;
+sub-block g of super-block b is column g·n + b.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .ggml_columns import rounded16
+from .ggml_search import keep, signed_peak
+
+TINY = 1e-30
+# factors on the scale that gives the largest sub-block scale the largest code
+FACTORS = tuple(1 + 0.005 * i for i in range(-12, 13))
+
+
+class SymmetricKind(NamedTuple):
+    """Codes low..high, sub-block scales sc_low..sc_high (0, 0 where d is all there is), and the inverse scales to try: those
+    that take the peak of a column to each of `peaks`."""
+
+    low: int
+    high: int
+    sc_low: int
+    sc_high: int
+    peaks: tuple[float, ...]
+
+
+def peaks(low: int, high: int, inside: float, beyond: float, count: int) -> tuple[float, ...]:
+    """`count` codes for the peak on each side, from `inside` short of the last code to `beyond` it, where it is clipped."""
+    steps = [beyond - (inside + beyond) * i / (count - 1) for i in range(count)]
+    return (*(low - step for step in steps), *(high + step for step in steps))
+
+
+class SymmetricColumns:
+    """The columns of some blocks, as [size, columns], and scratch space for them. `w` None means ones."""
+
+    def __init__(self, x: Tensor, w: Tensor | None, kind: SymmetricKind) -> None:
+        self.x, self.w, self.kind = x.flatten(0, 1), None if w is None else w.flatten(0, 1), kind
+        self.codes, self.scratch, self.product = (torch.empty_like(self.x) for _ in range(3))
+        self.weighted_x = self.x if self.w is None else self.w * self.x
+        self.sum_xx = (self.weighted_x * self.x).sum(0)
+
+    def round(self, iscale: Tensor) -> Tensor:
+        return torch.mul(self.x, iscale, out=self.codes).round_().clamp_(self.kind.low, self.kind.high)
+
+    def rounded(self, scale: Tensor) -> Tensor:
+        """The codes nearest to x under scales [g, n]."""
+        return self.round(inverse(scale.reshape(-1)))
+
+    def sums(self, codes: Tensor, out: Tensor) -> None:
+        """Σwl² and Σwlx of each column into `out` [2, columns]."""
+        wl = codes if self.w is None else torch.mul(self.w, codes, out=self.scratch)
+        torch.sum(torch.mul(wl, codes, out=self.product), 0, out=out[0])
+        torch.sum(torch.mul(self.weighted_x, codes, out=self.product), 0, out=out[1])
+
+    def error(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """Σw(x − scale·code)² of each column; the codes are spent."""
+        squares = torch.addcmul(self.x, codes, scale, value=-1, out=codes).square_()
+        return (squares if self.w is None else squares.mul_(self.w)).sum(0)
+
+
+def inverse(x: Tensor) -> Tensor:
+    """1/x, and 0 for 0."""
+    return torch.where(x == 0, torch.zeros_like(x), x.reciprocal())
+
+
+def search(columns: SymmetricColumns) -> tuple[Tensor, Tensor]:
+    """The scale with the best least-squares fit of each column over the trials, and Σwl² under it."""
+    peak = inverse(signed_peak(columns.x))
+    sums = torch.empty(len(columns.kind.peaks), 2, len(peak), device=peak.device)
+    for code, out in zip(columns.kind.peaks, sums, strict=True):
+        columns.sums(columns.round(code * peak), out)
+    sum_l2, sum_lx = sums.unbind(1)
+    scale = sum_lx / sum_l2.clamp(min=TINY)
+    best = (scale * sum_lx).max(0).indices[None]
+    return scale.gather(0, best).squeeze(0), sum_l2.gather(0, best).squeeze(0)
+
+
+def choose_scale(target: Tensor, curvature: Tensor, kind: SymmetricKind) -> tuple[Tensor, Tensor]:
+    """d [n] and sub-block scales [g, n] with the least Σ curvature·(d·sc − target)² over FACTORS, for both signs of d."""
+    factors = torch.tensor(FACTORS, device=target.device)
+    ends = torch.cat((factors / kind.sc_low, factors / kind.sc_high)).view(-1, 1)
+    d = rounded16(signed_peak(target) * ends)[:, None]
+    sc = (target * inverse(d)).round_().clamp_(kind.sc_low, kind.sc_high)
+    best = (d * sc - target).square_().mul_(curvature).sum(1).min(0).indices.view(1, 1, -1)
+    return d.gather(0, best).view(-1), sc.gather(0, best.expand(1, *target.shape)).squeeze(0)
+
+
+def improve_codes(columns: SymmetricColumns, d: Tensor, sc: Tensor) -> tuple[Tensor, Tensor]:
+    """For each sub-block the best of sc, sc ± 1, sc ± 2 with new codes each; and the errors [n]."""
+    kept = torch.full((2, sc.numel()), torch.inf, device=d.device)
+    trial = torch.empty_like(kept)
+    for step in (0, -1, 1, -2, 2):
+        stepped = (sc + step).clamp_(columns.kind.sc_low, columns.kind.sc_high)
+        scale = (d * stepped).view(-1)
+        torch.stack((columns.error(columns.round(inverse(scale)), scale), stepped.view(-1)), out=trial)
+        keep(kept, trial, trial[0] < kept[0])
+    error, best = kept.view(2, *sc.shape)
+    return best, error.sum(0)
+
+
+def refit(columns: SymmetricColumns, d: Tensor, sc: Tensor) -> Tensor:
+    """d by least squares for the codes under d·sc."""
+    sums = torch.empty(2, columns.x.shape[1], device=d.device)
+    columns.sums(columns.rounded(d * sc), sums)
+    sum_l2, sum_lx = sums.view(2, *sc.shape)
+    return rounded16((sc * sum_lx).sum(0) / (sc * sc * sum_l2).sum(0).clamp(min=TINY))
+
+
+def best_two_level(columns: SymmetricColumns, n: int, rounds: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """d [n], sub-block scales [g, n] and errors [n] of n super-blocks."""
+    scale, curvature = (t.view(-1, n) for t in search(columns))
+    d, sc = choose_scale(scale, curvature, columns.kind)
+    sc, error = improve_codes(columns, d, sc)
+    for _ in range(rounds):
+        other_d = refit(columns, d, sc)
+        other_sc, other_error = improve_codes(columns, other_d, sc)
+        better = other_error < error
+        d, sc = torch.where(better, other_d, d), torch.where(better, other_sc, sc)
+        error = torch.minimum(error, other_error)
+    return d, sc, error
+
+
+def best_one_level(columns: SymmetricColumns, rounds: int = 2) -> tuple[Tensor, Tensor]:
+    """d [n] and errors [n] of blocks without sub-blocks."""
+    d = rounded16(search(columns)[0])
+    error = columns.error(columns.rounded(d), d)
+    for _ in range(rounds):
+        other = refit(columns, d, torch.ones_like(d)[None])
+        other_error = columns.error(columns.rounded(other), other)
+        d = torch.where(other_error < error, other, d)
+        error = torch.minimum(error, other_error)
+    return d, error
