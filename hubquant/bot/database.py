@@ -3,8 +3,9 @@
 import logging
 import socket
 import sqlite3
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dbos import DBOS, DBOSClient, DBOSConfig, DBOSPortableJSONSerializer
@@ -30,16 +31,25 @@ def exists(settings: Settings) -> bool:
 
 
 def prepare(settings: Settings) -> None:
-    """Creates what is missing: the state folder, the file (in WAL mode, twice as fast and readable while written), the tables."""
+    """Creates what is missing: the state folder, the database, its tables. Any process may do it, several at once."""
     settings.state.mkdir(parents=True, exist_ok=True)
-    if not settings.database_url:
-        connection = sqlite3.connect(_file(settings), timeout=30)
-        try:
-            connection.execute("PRAGMA journal_mode=wal")
-        finally:
-            connection.close()
     with _quiet():
-        DBOS.migrate(url(settings))
+        if settings.database_url:
+            DBOS.migrate(settings.database_url)
+        elif not _file(settings).exists():
+            _create(_file(settings))
+
+
+def _create(file: Path) -> None:
+    """Appears with all its tables or not at all. WAL mode: twice as fast, and readable while it is written."""
+    with tempfile.TemporaryDirectory(dir=file.parent, prefix="database-") as folder:
+        new = Path(folder) / file.name
+        connection = sqlite3.connect(new)
+        connection.execute("PRAGMA journal_mode=wal")
+        connection.close()
+        DBOS.migrate(f"sqlite:///{new}")
+        with suppress(FileExistsError):  # another process was faster
+            file.hardlink_to(new)
 
 
 @contextmanager

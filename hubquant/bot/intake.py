@@ -66,7 +66,7 @@ def _decide(settings: Settings, hub: Hub, repo_id: str, recipe: Recipe, requeste
             return decision
         job = Job(base=base, recipe=with_texts(recipe), namespace=namespace, requested_by=requested_by)
         known = queue.find(settings, job.id)
-        if known is not None and not known.may_pass:
+        if known is not None:
             return _known(job, known)
         decision = decide_job(job, {repo: publish.desired_state(hub, repo) for repo in publish.repo_ids(base, recipe, namespace)})
     except HubUnavailable:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from dbos import DBOSClient, WorkflowStatus
@@ -13,6 +13,7 @@ from hubquant.bot.heavy import Progress
 from hubquant.bot.job import Job
 from hubquant.config import Settings
 from hubquant.errors import HubquantError, HubUnavailable
+from hubquant.hub.records import Records
 from hubquant.recipe import Frozen
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
@@ -27,6 +28,8 @@ STATES: dict[str, State] = {
 }
 ACTIVE = ["ENQUEUED", "DELAYED", "PENDING"]
 EVENT = "progress"
+RECORDS = "published"  # folder in the state folder
+TAKEN_UP_AGAIN = timedelta(days=7)
 
 
 class JobStatus(Frozen):
@@ -51,12 +54,12 @@ class JobStatus(Frozen):
 
     @property
     def may_pass(self) -> bool:
-        """It failed because the Hub did not answer: the watcher tries again by itself."""
+        """It failed because the Hub did not answer: the worker takes it up again by itself."""
         return self.state == "failed" and self.error_type == HubUnavailable.__name__
 
 
 def enqueue(settings: Settings, job: Job) -> JobStatus:
-    """Puts the job in the queue, unless it was there before; a job that failed because the Hub did not answer starts again."""
+    """Puts the job in the queue, unless it was there before."""
     database.prepare(settings)
     with database.client(settings) as client:
         client.enqueue(
@@ -70,11 +73,18 @@ def enqueue(settings: Settings, job: Job) -> JobStatus:
             },
             job.canonical_json(),
         )
-        status = _status(client, _workflow(client, job.id))
-        if status.may_pass:
+        return _status(client, _workflow(client, job.id))
+
+
+def take_up_again(settings: Settings) -> list[JobStatus]:
+    """Puts back in the queue what failed because the Hub did not answer. After some days a person has to ask for it."""
+    since = (datetime.now(UTC) - TAKEN_UP_AGAIN).isoformat()
+    with database.client(settings) as client:
+        failed = client.list_workflows(name=database.WORKFLOW, status="ERROR", start_time=since, load_input=False)
+        passing = [status for workflow in failed if (status := _status(client, workflow)).may_pass]
+        for status in passing:
             _again(client, status)
-            status = _status(client, _workflow(client, job.id))
-        return status
+    return passing
 
 
 def find(settings: Settings, job_id: str) -> JobStatus | None:
@@ -108,10 +118,12 @@ def cancel(settings: Settings, job_id: str) -> JobStatus:
 
 def retry(settings: Settings, job_id: str) -> JobStatus:
     """Puts a job back in the queue. One that failed or was cancelled goes on where it stopped; one that is done is made and
-    published again, for instance after somebody deleted its repos."""
+    published again, also where somebody deleted its repos."""
     with _found(settings, job_id) as (client, status):
         if status.active:
             raise HubquantError(f"job {status.id} is {status.state}; cancel it first")
+        for repo_id in status.published:
+            Records(settings.state / RECORDS).path(repo_id).unlink(missing_ok=True)
         _again(client, status)
         return _status(client, _workflow(client, status.id))
 

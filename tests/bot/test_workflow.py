@@ -1,0 +1,214 @@
+"""Steps that survive: a stop, lost files, a cancellation, a Hub that fails, a gate that refuses. With the real heavy steps."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+
+from hubquant.artifact import Base, Evaluation, Protocol, Report, Verdict
+from hubquant.bot import queue, worker
+from hubquant.bot.job import Job
+from hubquant.bot.queue import JobStatus
+from hubquant.bot.worker import Observer
+from hubquant.bot.workflow import Bench, Work
+from hubquant.config import Settings
+from hubquant.errors import HubUnavailable, NotAuthorized, QualityRefused, UsageError, WorkerBusy
+from hubquant.hub.client import Hub
+from hubquant.hub.local.server import LocalHub
+from hubquant.hub.retry import Retry
+from hubquant.recipe import QUALITY_LIMITS, Limit, Recipe
+
+AddModel = Callable[..., str]
+TOKEN = "hf_demo_bot"
+pytestmark = pytest.mark.timeout(900)  # heavy steps in subprocesses, on a machine that may be busy
+RUN_ONCE = """
+import sys
+from pathlib import Path
+from hubquant.bot import worker
+from hubquant.config import Settings
+settings = Settings.model_validate_json(Path(sys.argv[1]).read_text())
+summary = worker.run_once(settings, "hf_demo_bot")
+print(summary.model_dump_json())
+"""
+
+
+def steps(settings: Settings, word: str) -> list[str]:
+    """The names of the steps that the bot's log says were started or finished, in order."""
+    lines = (settings.state / "bot.log").read_text().splitlines()
+    return [line.split(f": {word} ")[1] for line in lines if f": {word} " in line]
+
+
+@pytest.fixture
+def process(settings: Settings, tmp_path: Path, local_hub: LocalHub, add_real_model: AddModel) -> Iterator["subprocess.Popen[str]"]:
+    """The bot's run_once as a process of its own, with a model to work on."""
+    add_real_model(local_hub.url, "tiny-llama")
+    file = tmp_path / "settings.json"
+    file.write_text(settings.model_dump_json())
+    process = subprocess.Popen([sys.executable, "-c", RUN_ONCE, str(file)], stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def until(condition: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
+
+def test_a_stop_waits_for_the_step_and_lost_files_are_made_again(
+    process: "subprocess.Popen[str]", settings: Settings, local_hub: LocalHub
+) -> None:
+    until(lambda: any(job.step == "quantize" for job in queue.list_jobs(settings)))
+    with pytest.raises(WorkerBusy, match=rf"another worker \(process {process.pid}\) works on .*state; stop it"):
+        worker.run_once(settings, TOKEN)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0
+    assert json.loads(output)["interrupted"]
+    assert steps(settings, "finish") == ["snapshot", "quantize"]
+    [job] = queue.list_jobs(settings)
+    assert job.state == "running", "its next step is to be taken up, not to be recorded as failed"
+
+    shutil.rmtree(settings.state / "work")  # as on another machine: the records say that both steps are done
+    summary = worker.run_once(settings, TOKEN)
+    assert [(job.state, len(job.published)) for job in summary.jobs] == [("done", 2)]
+    assert steps(settings, "start").count("snapshot") == 1
+    assert steps(settings, "start").count("quantize") == 1
+    assert steps(settings, "start")[2] == "evaluate"
+    public = [info.id for info in HfApi(endpoint=local_hub.url, token=False).list_models(author="demo-bot")]
+    assert sorted(public) == sorted(summary.published)
+
+
+def test_cancel_ends_a_heavy_step_and_retry_goes_on_through_faults_and_the_gate(
+    settings: Settings, local_hub: LocalHub, add_real_model: AddModel
+) -> None:
+    impossible = Limit(perplexity_ratio=0.5, mean_kl=0.0, top1_agreement=1.0)
+    recipe = settings.recipe.model_copy(update={"limits": {**QUALITY_LIMITS, 4: impossible}})
+    settings = settings.model_copy(update={"recipe": recipe})
+    add_real_model(local_hub.url, "tiny-llama")
+    cancelled_at: list[float] = []
+
+    def cancel(status: JobStatus) -> None:
+        if status.step == "quantize" and not cancelled_at:
+            cancelled_at.append(time.monotonic())
+            queue.cancel(settings, status.id)
+
+    summary = worker.run_once(settings, TOKEN, Observer(job=cancel))
+    assert [job.state for job in summary.jobs] == ["cancelled"]
+    assert time.monotonic() - cancelled_at[0] < 15
+    assert steps(settings, "finish") == ["snapshot"]
+
+    [job] = summary.jobs
+    assert queue.retry(settings, job.id).state == "queued"
+    patient = Bench(settings, Hub(local_hub.url, TOKEN, retry=Retry(attempts=2, base_seconds=0.01)), patience=(0.1,))
+    local_hub.faults.inject("/commit/main$", "POST", status=503, times=2)  # both attempts: the step itself has to be patient
+    summary = worker.run_once(settings, TOKEN, bench=patient)
+    [done] = summary.jobs
+    assert (done.id, done.state, done.error) == (job.id, "done", "")
+    assert done.published == ("demo-bot/tiny-llama-GGUF",)
+    assert list(done.refused) == ["gptq-int4-g128"]
+    assert "perplexity" in done.refused["gptq-int4-g128"]
+    assert steps(settings, "start").count("snapshot") == 1, "a retry goes on where it stopped"
+    assert [info.id for info in HfApi(endpoint=local_hub.url, token=TOKEN).list_models(author="demo-bot")] == list(done.published)
+
+
+def test_a_hub_that_stays_away_fails_the_job_which_the_next_poll_takes_up_again(
+    settings: Settings, local_hub: LocalHub, add_real_model: AddModel
+) -> None:
+    recipe = settings.recipe.model_copy(update={"variants": ("gguf-q8_0",)})
+    settings = settings.model_copy(update={"recipe": recipe})
+    add_real_model(local_hub.url, "tiny-llama")
+
+    def bench() -> Bench:
+        return Bench(settings, Hub(local_hub.url, TOKEN, retry=Retry(attempts=2, base_seconds=0.01)), patience=())
+
+    local_hub.faults.inject("/commit/main$", "POST", status=503, times=2)
+    [failed] = worker.run_once(settings, TOKEN, bench=bench()).jobs
+    assert (failed.state, failed.error_type, failed.may_pass) == ("failed", "HubUnavailable", True)
+    assert "\n" not in failed.error
+    assert (settings.state / "work" / failed.id / "out" / "hubquant.json").exists(), "hours of work are kept for it"
+    [leftover] = HfApi(endpoint=local_hub.url, token=TOKEN).list_models(author="demo-bot")
+    assert leftover.private
+
+    summary = worker.run_once(settings, TOKEN, bench=bench())
+    assert summary.decisions == (), "decided on before"
+    assert [(job.id, job.state) for job in summary.jobs] == [(failed.id, "done")]
+    assert steps(settings, "start").count("quantize") == 1
+    [published] = HfApi(endpoint=local_hub.url, token=False).list_models(author="demo-bot")
+    assert published.id == "demo-bot/tiny-llama-GGUF"
+
+
+def test_a_listing_that_fails_is_raised_after_the_queue_is_worked(settings: Settings, local_hub: LocalHub) -> None:
+    local_hub.faults.inject("^/api/models$", "GET", status=503, times=9)
+    impatient = Bench(settings, Hub(local_hub.url, TOKEN, retry=Retry(attempts=2, base_seconds=0.01)))
+    with pytest.raises(HubUnavailable, match="try again later"):
+        worker.run_once(settings, TOKEN, bench=impatient)
+
+
+def test_who_may_not_write_is_told_before_any_work(settings: Settings, local_hub: LocalHub) -> None:
+    with pytest.raises(NotAuthorized, match="can only read"):
+        worker.run_once(settings, "hf_reader")
+    with pytest.raises(NotAuthorized, match="demo-bot"):
+        worker.run_once(settings, "hf_demo_org")
+    with pytest.raises(NotAuthorized):
+        worker.run_once(settings, False)
+
+
+def test_settings_that_watch_or_publish_nothing(settings: Settings) -> None:
+    with pytest.raises(UsageError, match="nothing to watch"):
+        worker.run_once(settings.model_copy(update={"watch": type(settings.watch)()}), TOKEN)
+    with pytest.raises(UsageError, match="no namespace"):
+        worker.run_once(settings.model_copy(update={"publish": type(settings.publish)()}), TOKEN)
+
+
+def test_run_forever_polls_again_until_it_is_stopped(settings: Settings, local_hub: LocalHub, add_model: AddModel) -> None:
+    """In a thread, as the Space runs it. The models cannot be quantized, which is told soon enough."""
+    settings = settings.model_copy(update={"watch": settings.watch.model_copy(update={"interval_seconds": 1})})
+    bench = Bench(settings, Hub(local_hub.url, TOKEN))
+    heard: dict[str, JobStatus] = {}
+    observer = Observer(job=lambda status: heard.__setitem__(status.repo_id, status))
+    thread = threading.Thread(target=worker.run_forever, args=(settings, TOKEN, observer, bench))
+    thread.start()
+    try:
+        until(lambda: len(local_hub.requests.find("^/api/models$", "GET")) > 0)
+        add_model("late")
+        until(lambda: "demo-org/late" in heard and heard["demo-org/late"].state == "failed")
+    finally:
+        bench.stop.set()
+        thread.join(30)
+    assert not thread.is_alive()
+    assert heard["demo-org/late"].error
+
+
+def test_no_variant_good_enough_publishes_nothing(tmp_path: Path, settings: Settings) -> None:
+    """Straight on the plan: the report of a pass whose only variant failed the gate."""
+    base = Base(repo_id="demo-org/tiny-llama", revision="a" * 40, fingerprint="f" * 64)
+    job = Job(base=base, recipe=Recipe(variants=("gguf-q8_0",)), namespace="demo-bot")
+    work = Work(Bench(settings, Hub(settings.endpoint, TOKEN)), job)
+    protocol = Protocol(
+        name="gptq-512", window=512, stride=512, bos="as tokenized", scored="all", text="t", text_sha256="e" * 64, n_tokens=9
+    )
+    numbers = {"perplexity": 99.0, "base_perplexity": 9.0, "mean_kl": 2.0, "p99_kl": 3.0, "p999_kl": 4.0, "max_kl": 5.0}
+    report = Report(
+        hubquant_version="0.1.0",
+        versions={},
+        base=base,
+        recipe=job.recipe,
+        artifacts=(),
+        evaluations=(Evaluation(variant="gguf-q8_0", protocol=protocol, top1_agreement=0.1, **numbers),),
+        verdicts=(Verdict(variant="gguf-q8_0", check="perplexity", value=11.0, limit=1.01, passed=False, reason="11 > 1.01"),),
+    )
+    work.out.mkdir(parents=True)
+    (work.out / "hubquant.json").write_text(report.model_dump_json())
+    with pytest.raises(QualityRefused, match="no variant of demo-org/tiny-llama is good enough"):
+        work.plan()
