@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from hubquant import __version__, cli
@@ -67,6 +68,24 @@ def test_quantize_then_publish(bundled: Path, tmp_path: Path, local_hub: LocalHu
 
     refused = hubquant("publish", str(out), "--to", "demo-bot", HF_ENDPOINT=local_hub.url, HF_TOKEN="hf_reader")
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and "error: " in refused.stderr
+
+
+def test_a_model_on_a_hub(bundled: Path, tmp_path: Path, local_hub: LocalHub) -> None:
+    """By its id, pinned to the revision that was read; the download is kept for the next time."""
+    api = HfApi(endpoint=local_hub.url, token="hf_demo_org")
+    api.create_repo("demo-org/tiny")
+    sha = api.upload_folder(repo_id="demo-org/tiny", folder_path=bundled).oid
+    environment = {"HF_ENDPOINT": local_hub.url, "HUBQUANT_CACHE": str(tmp_path / "cache")}
+    command = ("quantize", "demo-org/tiny", "-v", "gguf-q8_0", "--windows", "1", "--window", "32", "--no-evaluate", "--json")
+    for out in ("first", "second"):
+        made = hubquant(*command, "-o", str(tmp_path / out), **environment)
+        assert made.returncode == 0, made.stderr
+        report = Report.model_validate(json.loads(made.stdout))
+        assert (report.base.repo_id, report.base.revision) == ("demo-org/tiny", sha)
+        assert (tmp_path / out / "gguf" / "tiny-Q8_0.gguf").exists()
+    assert len(local_hub.requests.find(r"resolve/.*/model\.safetensors", "GET")) == 1
+    gone = hubquant("quantize", "demo-org/none", "-o", str(tmp_path / "third"), **environment)
+    assert gone.returncode == 1 and "demo-org/none" in gone.stderr and gone.stderr.count("\n") == 1
 
 
 def test_known_errors_are_one_sentence(tmp_path: Path) -> None:
