@@ -1,21 +1,38 @@
 """Sizes before anything is made: what a variant of so many parameters will take on disk."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from hubquant.recipe import Variant
 
 SCALE_BITS = 16  # one fp16 scale per group
+KEPT_BITS = 16
 # Exact where one type fills the file (block sizes of ggml); the mixtures as llama.cpp states them for Llama-3.1-8B
 # (tools/quantize/README.md). They keep a few tensors of a small model wider, so a small model comes out larger.
 MIXTURE_BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K_M": 5.70, "Q4_K_M": 4.89}
 
 
 def bits_per_weight(variant: Variant) -> float:
-    """Of the quantized matrices, scales and zero points included. GPTQ and AWQ leave embeddings and head in 16 bit; they count
-    as quantized here."""
+    """Of what the variant quantizes, scales and zero points included."""
     if variant.mixture:
         return MIXTURE_BITS[variant.mixture]
     return variant.bits + (SCALE_BITS + variant.bits) / variant.group_size  # a symmetric variant stores zero points too
 
 
-def size_bytes(variant: Variant, parameters: int) -> int:
-    """parameters × bits per weight / 8."""
-    return round(parameters * bits_per_weight(variant) / 8)
+def vocabulary_parameters(config: Mapping[str, Any]) -> int:
+    """Of embeddings and head, from config.json; 0 where it does not tell. Without a word on it the head counts as untied, as in
+    most Llama-like families."""
+    text = config.get("text_config")
+    text = text if isinstance(text, Mapping) else config
+    rows, columns = text.get("vocab_size"), text.get("hidden_size")
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return 0
+    tied = text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
+    return rows * columns * (1 if tied else 2)
+
+
+def size_bytes(variant: Variant, parameters: int, vocabulary: int = 0) -> int:
+    """parameters × bits per weight / 8. GGUF quantizes embeddings and head (`vocabulary` parameters); GPTQ and AWQ leave them in
+    16 bit."""
+    kept = 0 if variant.mixture else min(vocabulary, parameters)
+    return round(((parameters - kept) * bits_per_weight(variant) + kept * KEPT_BITS) / 8)
