@@ -49,20 +49,6 @@ def build(settings: Settings) -> gr.Blocks:
     return page
 
 
-def launch(page: gr.Blocks, prevent_thread_lock: bool = False) -> str:
-    """Serves the page; returns its address. Where to listen is gradio's to know: GRADIO_SERVER_NAME, GRADIO_SERVER_PORT."""
-    _, address, _ = page.launch(
-        share=False,
-        prevent_thread_lock=prevent_thread_lock,
-        theme=_theme(),
-        css_paths=HERE / "style.css",
-        footer_links=[],
-        run_history=False,
-        enable_monitoring=False,
-    )
-    return address
-
-
 def _theme() -> gr.themes.Base:
     """Gradio's own with the reader's system font and darker buttons, on which white text is readable."""
     theme = gr.themes.Default(primary_hue="teal", secondary_hue="teal", font=SYSTEM_FONTS)
@@ -71,12 +57,16 @@ def _theme() -> gr.themes.Base:
 
 
 def main() -> None:
-    """Settings from HUBQUANT_CONFIG, by default hubquant.toml in the current folder."""
+    """Settings from HUBQUANT_CONFIG, by default hubquant.toml in the current folder; where to listen from gradio's own
+    GRADIO_SERVER_NAME and GRADIO_SERVER_PORT."""
     try:
-        launch(build(Settings.read(Path(os.environ.get("HUBQUANT_CONFIG", "hubquant.toml")))))
+        page = build(Settings.read(Path(os.environ.get("HUBQUANT_CONFIG", "hubquant.toml"))))
     except HubquantError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    page.launch(
+        share=False, theme=_theme(), css_paths=HERE / "style.css", footer_links=[], run_history=False, enable_monitoring=False
+    )
 
 
 if __name__ == "__main__":
