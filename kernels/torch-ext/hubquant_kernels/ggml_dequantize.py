@@ -91,7 +91,7 @@ def ggml_dequantize(data: Tensor, type_name: str) -> Tensor:
     step = CHUNK_WEIGHTS // kind.block_size
     for start in range(0, len(blocks), step):
         out[start : start + step] = DECODERS[type_name](blocks[start : start + step])
-    return out.view(data.shape[0], -1)
+    return out.view(data.shape[0], data.shape[1] // kind.type_size * kind.block_size)
 
 
 @ggml_dequantize.register_fake

@@ -81,7 +81,7 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
     row_square = _row_square(weight.detach()) if importance is not None and kind.block_size == 32 else None
     out = torch.empty(len(blocks), kind.type_size, dtype=torch.uint8, device=weight.device)
     share = -(-len(blocks) // (torch.get_num_threads() * ALIGNMENT)) * ALIGNMENT
-    step = max(1, min(share, CHUNK_WEIGHTS // kind.block_size))
+    step = max(ALIGNMENT, min(share, CHUNK_WEIGHTS // kind.block_size))
 
     def encode(start: int) -> None:
         x = blocks[start : start + step].float()
@@ -94,7 +94,7 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
         out[start : start + step] = encoder(part)[: len(x)]
 
     _each(encode, range(0, len(blocks), step), weight.device)
-    return out.view(weight.shape[0], -1)
+    return out.view(weight.shape[0], per_row * kind.type_size)
 
 
 @ggml_quantize.register_fake

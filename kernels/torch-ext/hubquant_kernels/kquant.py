@@ -38,7 +38,7 @@ def _affine_weights(x: Tensor, importance: Tensor | None, n: int) -> Tensor:
 
 def _six_bits(x: Tensor) -> tuple[Tensor, Tensor]:
     """x ≥ 0 [8, n] → codes 0..63 [8, n] and the scale [n], by the largest."""
-    peak = x.amax(0)
+    peak = x.amax(0) + 0.0  # not −0, whose float16 has a bit set
     scale = torch.where(peak > 0, divided(63.0, peak), torch.zeros_like(peak))
     return (x * scale).round_().clamp_(max=63), peak / torch.full_like(peak, 63.0)
 
