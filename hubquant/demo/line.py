@@ -84,6 +84,7 @@ class Demo:
                 HF_HUB_DISABLE_TELEMETRY="1",
                 HF_HUB_DISABLE_PROGRESS_BARS="1",
                 HF_HUB_DISABLE_UPDATE_CHECK="1",
+                TQDM_DISABLE="1",
             )
             yield hub.url
 

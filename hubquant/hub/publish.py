@@ -23,7 +23,6 @@ from hubquant.hub.records import Records
 from hubquant.recipe import VARIANTS, Frozen, Recipe, Variant
 
 MAX_NAME = 96
-IMATRIX = "imatrix.gguf"
 OURS = re.compile(r"-(AWQ(-Int\d)?|GPTQ-Int\d|GGUF)$")
 MADE_BY_HUB = frozenset({".gitattributes"})
 DECISIONS = 3  # how often the repo is read anew when somebody commits in between
@@ -124,16 +123,15 @@ def publish(
 
 def contents(hub: Hub, repo: RepoPlan, report: Report, folder: Path, settings: Publish, model_folder: Path | None) -> list[File]:
     """Every file of the repo: the artifacts' as they were measured, the base's licence texts, the card, the manifest."""
-    files = []
+    by_path: dict[str, File] = {}  # by path: GGUF variants share their importance matrix
     for name in repo.variants:
         artifact = report.artifact(name)
         if found := manifest.problems(folder / artifact.folder, artifact.files):
             raise HubquantError(f"{folder / artifact.folder} is not what was measured: {'; '.join(found)}; make {name} again")
-        files += [File(path, folder / artifact.folder / path, sha256) for path, sha256 in artifact.files.items()]
+        by_path |= {path: File(path, folder / artifact.folder / path, sha256) for path, sha256 in artifact.files.items()}
         if VARIANTS[name].format != "gguf":
             _check_config(folder / artifact.folder / "config.json")
-        elif IMATRIX not in {file.path for file in files}:
-            files.append(File.of_path(IMATRIX, folder / artifact.folder / IMATRIX))
+    files = list(by_path.values())
     base, texts = _from_base(hub, report.base, model_folder)
     files += [file for file in texts if file.path not in {known.path for known in files}]
     part = manifest.restrict(report, repo.variants)

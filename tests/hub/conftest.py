@@ -68,9 +68,9 @@ def make_artifact(out: Path, name: str, seed: int = 0) -> Artifact:
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng([seed, *name.encode()])
     if variant.format == "gguf":
-        files = [folder / f"tiny-{variant.mixture}.gguf"]
+        files = [folder / f"tiny-{variant.mixture}.gguf", folder / "imatrix.gguf"]
         files[0].write_bytes(b"GGUF" + random.bytes(2000))
-        (folder / "imatrix.gguf").write_bytes(b"GGUFimatrix")
+        files[1].write_bytes(b"GGUFimatrix")
     else:
         files = [folder / file for file in ("config.json", "model.safetensors", "tokenizer.json")]
         files[0].write_text(json.dumps({**CONFIG, "quantization_config": {"quant_method": variant.format, "bits": 4}}))
