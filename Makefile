@@ -25,6 +25,22 @@ $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt
 test-llamacpp: $(VENV)-llamacpp/.installed   ## our GGUF files in llama.cpp itself
 	$(VENV)-llamacpp/bin/python -m pytest -q -m llamacpp
 
+# gptqmodel asks for newer torch and pillow than it needs: its own dependencies are named here and it is installed without them.
+# Its default of one worker on two cores is one too few to load a model. C++ extensions are compiled at the first use.
+GPTQMODEL_NEEDS := datasets defuser device-smi dill logbar ninja pillow protobuf pypcre requests threadpoolctl tokenicer torchao
+$(VENV)-gptqmodel/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-gptqmodel
+	$(VENV)-gptqmodel/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,stock,dev]' \
+	    $(GPTQMODEL_NEEDS) 'setuptools>=84.2.1,<85' wheel
+	$(VENV)-gptqmodel/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation gptqmodel==7.7.0
+	touch $@
+
+test-gptqmodel: $(VENV)-gptqmodel/.installed   ## our GPTQ and AWQ folders in gptqmodel, and one of its own in our loader
+	GPTQMODEL_CPU_WORKERS=2 $(VENV)-gptqmodel/bin/python -m pytest -q -m gptqmodel tests/formats/test_gptqmodel.py
+
+test-kill: $(VENV)/.installed   ## the bot killed at twenty random moments
+	$(BIN)/python -m pytest -q -s -m slow tests/bot/test_kill.py
+
 lint: $(VENV)/.installed   ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -10,9 +10,7 @@ __version__ = "0.1.0"
 
 
 def _install() -> None:
-    from hubquant.integrations.transformers import install
-
-    install()
+    import hubquant.integrations.transformers  # noqa: F401 (puts our loaders in place)
 
 
 def restore() -> None:

@@ -8,10 +8,12 @@ from hubquant_kernels.int4_matmul import dequantize_awq
 from hubquant_kernels.pack import pack_words, to_awq_order
 from torch import Tensor
 
+from hubquant.errors import BadModel
 from hubquant.quantize.grid import Grid, QuantizedWeight
 
 SUFFIXES = ("qweight", "qzeros", "scales")
 BITS = 4
+LAYOUT = "gemm"
 
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -25,8 +27,33 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
 
 def dequantize(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     """Dense weight [out, in] float32 of one linear from its tensors by suffix; all the layout needs is in their shapes."""
-    del config
+    check_layout(config)
     return dequantize_awq(*(tensors[s] for s in SUFFIXES))
+
+
+def check(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Raises BadModel, naming the tensor, if the three tensors of linear `name` do not fit each other and the group size."""
+    channels = tensors["qweight"].shape[0]
+    group_size = channels if config["group_size"] == -1 else config["group_size"]
+    n_groups, outputs = tensors["scales"].shape
+    if n_groups * group_size != channels:
+        raise BadModel(f"tensor {name}.scales has {n_groups} groups of {group_size}; {name}.qweight has {channels} channels")
+    for suffix in ("qweight", "qzeros"):
+        rows = channels if suffix == "qweight" else n_groups
+        if list(tensors[suffix].shape) != [rows, outputs * BITS / 32]:
+            raise BadModel(
+                f"tensor {name}.{suffix} has shape {list(tensors[suffix].shape)}, which does not fit {outputs} outputs and "
+                f"{n_groups} groups"
+            )
+
+
+def check_layout(config: Mapping[str, Any]) -> None:
+    """Raises BadModel for a width or a layout of AWQ that hubquant does not read."""
+    layout = str(config.get("version") or config.get("format") or LAYOUT).lower()
+    if config.get("bits") != BITS or layout != LAYOUT:
+        raise BadModel(
+            f"AWQ with {config.get('bits')!r} bits in layout {layout!r}; hubquant reads {BITS} bits in layout {LAYOUT!r}"
+        )
 
 
 def quantization_config(grid: Grid, kept: list[str]) -> dict[str, Any]:
@@ -36,6 +63,6 @@ def quantization_config(grid: Grid, kept: list[str]) -> dict[str, Any]:
         "bits": BITS,
         "group_size": grid.group_size,
         "zero_point": True,
-        "version": "gemm",
+        "version": LAYOUT,
         "modules_to_not_convert": ["lm_head", *kept],
     }

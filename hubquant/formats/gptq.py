@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from hubquant_kernels.int4_matmul import dequantize_gptq
-from hubquant_kernels.pack import pack_words
+from hubquant_kernels.pack import BITS, pack_words
 from torch import Tensor
 
 from hubquant.errors import BadModel
 from hubquant.quantize.grid import Grid, QuantizedWeight
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
-BITS = (2, 4, 8)
 ZERO_OFFSET = {"gptq": 1, "gptq_v2": 0}
 
 
@@ -32,7 +31,23 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
 
 def dequantize(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     """Dense weight [out, in] float32 of one linear from its tensors by suffix and the model's quantization_config."""
-    return dequantize_gptq(*(tensors[s] for s in SUFFIXES), bits=config["bits"], zero_offset=zero_offset(config))
+    return dequantize_gptq(*(tensors[s] for s in SUFFIXES), bits=width(config), zero_offset=zero_offset(config))
+
+
+def check(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Raises BadModel, naming the tensor, if the four tensors of linear `name` do not fit each other."""
+    bits, channels = width(config), tensors["g_idx"].numel()
+    n_groups, outputs = tensors["scales"].shape
+    words = {"qweight": [channels * bits / 32, outputs], "qzeros": [n_groups, outputs * bits / 32]}
+    for suffix, shape in words.items():
+        if list(tensors[suffix].shape) != shape:
+            raise BadModel(
+                f"tensor {name}.{suffix} has shape {list(tensors[suffix].shape)}, which does not fit {channels} channels, "
+                f"{outputs} outputs and {n_groups} groups of {bits} bits"
+            )
+    group = tensors["g_idx"]
+    if group.numel() and not 0 <= int(group.min()) <= int(group.max()) < n_groups:
+        raise BadModel(f"tensor {name}.g_idx names groups {int(group.min())} to {int(group.max())}; there are {n_groups}")
 
 
 def quantization_config(grid: Grid, kept: list[str], damp_ratio: float, producer: str) -> dict[str, Any]:
@@ -53,6 +68,13 @@ def quantization_config(grid: Grid, kept: list[str], damp_ratio: float, producer
     if kept:
         config["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in kept}
     return config
+
+
+def width(config: Mapping[str, Any]) -> int:
+    """Bits per weight. Raises BadModel for a width that hubquant does not read."""
+    if config.get("bits") not in BITS:
+        raise BadModel(f"quantization_config.bits is {config.get('bits')!r}; hubquant reads {', '.join(map(str, BITS))} bits")
+    return int(config["bits"])
 
 
 def zero_offset(config: Mapping[str, Any]) -> int:

@@ -26,6 +26,7 @@ from hubquant.quantize.grid import Grid, QuantizedWeight
 from hubquant.recipe import Variant
 
 GROUP_SIZES = (128, 64, 32)
+OUTPUTS_PER_WORD = 8
 STORED = torch.float16
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
@@ -35,12 +36,13 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class PackedFormat:
-    """What the writer and the reader need of a format: its packing, its tensors' suffixes, its config block."""
+    """What the writer and the reader need of a format: its packing, its tensors' suffixes, its config block, its checks."""
 
     pack: Callable[[QuantizedWeight], dict[str, Tensor]]
     suffixes: tuple[str, ...]
     config: Callable[[Grid, list[str]], dict[str, Any]]
     dequantize: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]
+    check: Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], None]
 
 
 FORMATS: dict[str, PackedFormat] = {
@@ -49,15 +51,17 @@ FORMATS: dict[str, PackedFormat] = {
         gptq.SUFFIXES,
         lambda grid, kept: gptq.quantization_config(grid, kept, gptq_solver.DAMP_RATIO, f"hubquant:{__version__}"),
         gptq.dequantize,
+        gptq.check,
     ),
-    "awq": PackedFormat(awq.pack, awq.SUFFIXES, awq.quantization_config, awq.dequantize),
+    "awq": PackedFormat(awq.pack, awq.SUFFIXES, awq.quantization_config, awq.dequantize, awq.check),
 }
 
 
 class PackedWriter:
     """Writes one GPTQ or AWQ variant into `folder`, layer by layer.
 
-    Linears whose width no group size divides stay in 16 bit; both that and a smaller group are recorded.
+    Linears that no group size or no whole word fits stay in 16 bit; both that and a smaller group are recorded. Raises
+    BadModel if no linear can be packed, or a value is beyond float16.
     """
 
     def __init__(
@@ -66,17 +70,23 @@ class PackedWriter:
         """`base`: the model folder; `shapes`: every stored tensor; `linears`: names of the weights of the layers' linears."""
         self.variant, self.folder, self.base = variant, folder, base
         self.format = FORMATS[variant.format]
-        widths = [shapes[n][1] for n in linears]
-        group_size = next((g for g in (variant.group_size, *GROUP_SIZES) if all(w % g == 0 for w in widths)), variant.group_size)
+        packable = {n for n in linears if shapes[n][1] % GROUP_SIZES[-1] == 0 and shapes[n][0] % OUTPUTS_PER_WORD == 0}
+        if not packable:
+            raise BadModel(
+                f"no linear of this model can be packed: each needs inputs in multiples of {GROUP_SIZES[-1]} and outputs in "
+                f"multiples of {OUTPUTS_PER_WORD}"
+            )
+        sizes = (variant.group_size, *GROUP_SIZES)
+        group_size = next(g for g in sizes if all(shapes[n][1] % g == 0 for n in packable))
         self.grid = Grid(variant.bits, group_size, variant.symmetric)
-        self.kept = sorted(n for n in linears if not self._fits(shapes[n]))
+        self.linears, self.kept = linears, linears - packable
         self.n_parameters = sum(torch.Size(s).numel() for s in shapes.values())
         self._shards = ShardWriter(folder)
         self._records: list[TensorRecord] = []
         self._seconds = 0.0
 
     def add_outside(self, name: str, tensor: Tensor) -> None:
-        self._shards.add(name, tensor.to(STORED))
+        self._shards.add(name, _stored(name, tensor))
 
     def add_layer(self, layer: Layer) -> None:
         started = time.monotonic()
@@ -85,7 +95,7 @@ class PackedWriter:
         packed = {n for read in folded.inputs for n in self._quantize(folded, read)}
         for name, weight in folded.tensors.items():
             if name not in packed:
-                self._keep(layer.prefix + name, weight, is_linear=folded.input_of(name) is not None)
+                self._keep(layer.prefix + name, weight)
         self._seconds += time.monotonic() - started
 
     def _quantize(self, layer: Layer, read: LayerInput) -> list[str]:
@@ -99,13 +109,14 @@ class PackedWriter:
         for name, weight, part in zip(names, weights, solved.split([w.shape[0] for w in weights]), strict=True):
             for suffix, tensor in self.format.pack(part).items():
                 self._shards.add(f"{layer.prefix}{name.removesuffix('.weight')}.{suffix}", tensor)
-            self._record(layer.prefix + name, statistics.output_error(weight, part.dequantize()))
+            seen = bool(statistics.hessian.any())
+            self._record(layer.prefix + name, statistics.output_error(weight, part.dequantize()) if seen else None)
         return names
 
     def finish(self) -> Artifact:
         names = self._shards.finish()
         config = json.loads((self.base / "config.json").read_text())
-        kept = [n.removesuffix(".weight") for n in self.kept]
+        kept = sorted(n.removesuffix(".weight") for n in self.kept)
         config["quantization_config"] = self.format.config(self.grid, kept)
         config.pop("torch_dtype", None)
         config["dtype"] = config["torch_dtype"] = "float16"
@@ -133,28 +144,32 @@ class PackedWriter:
         channels = read.absorber.channels.to(statistics.abs_sum.device) if read.absorber else None
         return awq_solver.search_scale(weights, statistics.hessian, statistics.mean_abs, self.grid, channels)
 
-    def _fits(self, shape: tuple[int, ...]) -> bool:
-        return shape[1] % self.grid.group_size == 0 and shape[0] % 8 == 0
-
-    def _keep(self, name: str, weight: Tensor, is_linear: bool) -> None:
-        self._shards.add(name, weight.to(STORED))
-        if is_linear:
-            note = f"kept in 16 bit: shape {list(weight.shape)} does not fit groups of {self.grid.group_size}"
+    def _keep(self, name: str, weight: Tensor) -> None:
+        self._shards.add(name, _stored(name, weight))
+        if name in self.linears:
+            fits = f"shape {list(weight.shape)} is no multiple of [{OUTPUTS_PER_WORD}, {self.grid.group_size}]"
+            note = f"kept in 16 bit: {fits if name in self.kept else 'nothing that it reads was found'}"
             self._records.append(TensorRecord(name=name, type="F16", output_error=0.0, note=note))
+            self.kept = self.kept | {name}
 
-    def _record(self, name: str, error: float) -> None:
+    def _record(self, name: str, error: float | None) -> None:
         wanted = self.variant.group_size
-        note = "" if wanted == self.grid.group_size else f"groups of {self.grid.group_size}: {wanted} does not divide every width"
-        self._records.append(
-            TensorRecord(name=name, type=f"int{self.grid.bits}-g{self.grid.group_size}", output_error=error, note=note)
+        notes = (
+            [f"groups of {self.grid.group_size}: {wanted} does not divide every width"] if wanted != self.grid.group_size else []
         )
+        notes += ["rounded to nearest: no calibration token reached it"] if error is None else []
+        type_name = f"int{self.grid.bits}-g{self.grid.group_size}"
+        self._records.append(TensorRecord(name=name, type=type_name, output_error=error, note="; ".join(notes)))
 
 
 class PackedSource:
-    """A GPTQ or AWQ folder as a TensorSource: what was published, decoded to dense float weights."""
+    """A GPTQ or AWQ folder as a TensorSource: what was published, decoded to dense float weights.
+
+    Raises BadModel: no such folder, another method or layout, tensors that are missing or do not fit each other.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._config = json.loads((folder / "config.json").read_text()).get("quantization_config") or {}
+        self._config = _quantization_config(folder)
         method = self._config.get("quant_method")
         if method not in FORMATS:
             raise BadModel(f"{folder}: quantization_config.quant_method is {method!r}; known: {', '.join(FORMATS)}")
@@ -170,10 +185,28 @@ class PackedSource:
         if name in self._stored:
             return self._stored.tensor(name)
         stem = name.removesuffix(".weight")
-        return self._format.dequantize({s: self._stored.tensor(f"{stem}.{s}") for s in self._format.suffixes}, self._config)
+        tensors = {s: self._stored.tensor(f"{stem}.{s}") for s in self._format.suffixes}
+        self._format.check(stem, tensors, self._config)
+        return self._format.dequantize(tensors, self._config)
 
 
 class _AnyCheckpoint(Checkpoint):
     """A checkpoint that may hold packed integers."""
 
     dtypes = (*Checkpoint.dtypes, "I32")
+
+
+def _stored(name: str, tensor: Tensor) -> Tensor:
+    """The tensor in the dtype of the files. Raises BadModel if a value does not fit it."""
+    stored = tensor.to(STORED)
+    if not bool(torch.isfinite(stored).all()):
+        raise BadModel(f"tensor {name} holds {float(tensor.abs().max()):g}, which is beyond float16: make a GGUF variant instead")
+    return stored
+
+
+def _quantization_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        return dict(config.get("quantization_config") or {})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BadModel(f"{folder}/config.json cannot be read as a model's config: {error}") from None

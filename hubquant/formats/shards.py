@@ -13,19 +13,23 @@ NAMES = {
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
 MAX_SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+LEFTOVERS = ("*.part", "model.safetensors", "model-*-of-*.safetensors", INDEX)
 
 
 class ShardWriter:
     """Writes `model.safetensors`, or numbered shards and their index past `max_shard_bytes`, into `folder`.
 
-    Nothing under a final name exists before `finish`; only one tensor is in memory at a time.
+    Nothing under a final name exists before `finish`; only one tensor is in memory at a time. Weights that an earlier run
+    left in the folder are removed first: a reader would follow their index.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
         self.folder, self.max_shard_bytes = folder, max_shard_bytes
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.part"):
-            leftover.unlink()
+        for pattern in LEFTOVERS:
+            for leftover in folder.glob(pattern):
+                leftover.unlink()
         self._headers: list[dict[str, dict[str, object]]] = [{}]
         self._sizes = [0]
 
@@ -54,8 +58,8 @@ class ShardWriter:
         if count > 1:
             weight_map = {tensor: names[i] for i, header in enumerate(self._headers) for tensor in header}
             index = {"metadata": {"total_size": sum(self._sizes)}, "weight_map": dict(sorted(weight_map.items()))}
-            write_json(self.folder / "model.safetensors.index.json", index)
-            names.append("model.safetensors.index.json")
+            write_json(self.folder / INDEX, index)
+            names.append(INDEX)
         return names
 
     def _spool(self, shard: int) -> Path:
@@ -65,12 +69,12 @@ class ShardWriter:
         header = json.dumps({"__metadata__": {"format": "pt"}, **self._headers[shard]}, separators=(",", ":")).encode()
         header += b" " * (-len(header) % 8)
         partial = path.with_name(path.name + ".part")
+        self._spool(shard).touch()  # no tensor at all: an empty file is valid too
         with partial.open("wb") as target:
             target.write(len(header).to_bytes(8, "little") + header)
-            if self._sizes[shard]:
-                with self._spool(shard).open("rb") as data:
-                    shutil.copyfileobj(data, target, 1 << 22)
-                self._spool(shard).unlink()
+            with self._spool(shard).open("rb") as data:
+                shutil.copyfileobj(data, target, 1 << 22)
+            self._spool(shard).unlink()
             target.flush()
             os.fsync(target.fileno())
         partial.replace(path)

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
 
 
@@ -23,22 +22,26 @@ class _Finder(MetaPathFinder):
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        later = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next((s for f in later if (s := f.find_spec(fullname, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.then)
+            spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(Loader):
-    """The module's own loader, and then the call."""
+    """The module's own loader, and then the call, once. To look for the module's spec without importing it changes nothing."""
 
-    def __init__(self, loader: Loader, then: Callable[[], None]) -> None:
-        self.loader, self.then = loader, then
+    def __init__(self, loader: Loader, finder: _Finder) -> None:
+        self.loader, self.finder = loader, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self.loader  # resources and sources are its to give
         self.loader.exec_module(module)
-        self.then()
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
+            self.finder.then()

@@ -1,0 +1,269 @@
+"""GPTQ and AWQ folders: what is solved is what is read back, what cannot be packed stays in 16 bit and is recorded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hubquant.artifact import Artifact, Report
+from hubquant.calibrate.statistics import InputStatistics
+from hubquant.errors import BadModel
+from hubquant.formats.packed import PackedSource, PackedWriter
+from hubquant.formats.writer import file_sha256
+from hubquant.model.checkpoint import Checkpoint
+from hubquant.model.layer import Layer
+from hubquant.model.topology import Absorber, LayerInput
+from hubquant.quantize.awq import search_scale
+from hubquant.quantize.gptq import solve
+from hubquant.quantize.grid import Grid
+from hubquant.recipe import VARIANTS
+
+GPTQ, AWQ = VARIANTS["gptq-int4-g128"], VARIANTS["awq-int4-g128"]
+PREFIX = "model.layers.0."
+
+
+def inputs(width: int, seed: int = 0) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(300, width, generator=random) @ torch.randn(width, width, generator=random) / width**0.5
+    x[:, ::16] *= 20
+    return x
+
+
+def layer(up: tuple[int, int], down: tuple[int, int], tokens: Tensor | None = None, absorber: bool = False) -> Layer:
+    """Norm → up → down, as a feed-forward block has them, with a bias; `up` and `down` are [out, in]."""
+    random = torch.Generator().manual_seed(7)
+    tensors = {
+        "norm.weight": torch.rand(up[1], generator=random) + 0.5,
+        "up.weight": 0.02 * torch.randn(*up, generator=random),
+        "up.bias": torch.randn(up[0], generator=random),
+        "down.weight": 0.02 * torch.randn(*down, generator=random),
+    }
+    statistics = {"up": InputStatistics(up[1]), "down": InputStatistics(down[1])}
+    statistics["up"].add(inputs(up[1]) if tokens is None else tokens)
+    statistics["down"].add(inputs(down[1], seed=1))
+    read = LayerInput(("up",), Absorber("norm", torch.arange(up[1])) if absorber else None)
+    return Layer(PREFIX, tensors, (read, LayerInput(("down",), None)), statistics)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64, "torch_dtype": "bfloat16"}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "chat_template.jinja").write_text("{{ messages }}")
+    (folder / "pytorch_model.bin").write_text("never copied")
+    return folder
+
+
+def make(base: Path, one: Layer, variant: Any = GPTQ) -> tuple[Path, Artifact]:
+    """One layer and an embedding, written as `variant`."""
+    embedding = torch.linspace(-1, 1, 40 * 8).view(40, 8)
+    shapes = {PREFIX + n: tuple(t.shape) for n, t in one.tensors.items()} | {"model.embed_tokens.weight": (40, 8)}
+    folder = base.parent / variant.name
+    writer = PackedWriter(variant, folder, base, shapes, {PREFIX + "up.weight", PREFIX + "down.weight"})
+    writer.add_outside("model.embed_tokens.weight", embedding)
+    writer.add_layer(one)
+    assert all(p.name.endswith(".part") for p in folder.iterdir())
+    return folder, writer.finish()
+
+
+def record(artifact: Artifact, name: str) -> tuple[str, str]:
+    found = next(t for t in artifact.tensors if t.name == PREFIX + name)
+    return found.type, found.note
+
+
+@pytest.mark.parametrize("variant", [GPTQ, AWQ], ids=lambda v: v.name)
+def test_what_was_solved_is_what_is_read(base: Path, variant: Any) -> None:
+    one = layer((24, 256), (16, 128))
+    folder, artifact = make(base, one, variant)
+    source = PackedSource(folder)
+    expected_names = {"norm.weight", "up.weight", "up.bias", "down.weight"}
+    assert set(source.names()) == {PREFIX + n for n in expected_names} | {"model.embed_tokens.weight"}
+    grid = Grid(4, 128, variant.symmetric)
+    for name in ("up", "down"):
+        solved = solve(one.tensors[f"{name}.weight"], one.statistics[name].hessian, grid).dequantize()
+        assert torch.equal(source.tensor(f"{PREFIX}{name}.weight"), solved)
+        found = next(t for t in artifact.tensors if t.name == f"{PREFIX}{name}.weight")
+        assert (found.type, found.note) == ("int4-g128", "")
+        assert found.output_error == pytest.approx(one.statistics[name].output_error(one.tensors[f"{name}.weight"], solved))
+        assert found.output_error is not None
+        assert 0 < found.output_error < 0.05
+    for name in ("norm.weight", "up.bias"):
+        assert torch.equal(source.tensor(PREFIX + name), one.tensors[name].half())
+
+
+def test_a_scale_that_the_norm_absorbs_leaves_the_function_as_it_is(base: Path) -> None:
+    """What counts is the product of norm and columns; with the scale it is closer to the base's than without."""
+    one = layer((24, 128), (16, 128), absorber=True)
+    norm, weight, statistics = one.tensors["norm.weight"], one.tensors["up.weight"], one.statistics["up"]
+    s = search_scale([weight], statistics.hessian, statistics.mean_abs, Grid(4, 128, False))
+    assert float(s.max() / s.min()) > 1.5
+    source = PackedSource(make(base, one, AWQ)[0])
+    stored_norm = source.tensor(PREFIX + "norm.weight").float()
+    assert torch.equal(stored_norm, (norm / s).half().float())
+    scaled = statistics.output_error(weight, stored_norm / norm * source.tensor(PREFIX + "up.weight"))
+    plain = statistics.output_error(weight, solve(weight, statistics.hessian, Grid(4, 128, False)).dequantize())
+    assert scaled < plain
+
+
+@pytest.mark.parametrize(("width", "group_size"), [(128, 128), (192, 64), (320, 64), (96, 32)])
+def test_the_largest_group_that_divides_every_width_is_taken(base: Path, width: int, group_size: int) -> None:
+    one = layer((16, width), (8, 256))
+    folder, artifact = make(base, one, AWQ)
+    note = "" if group_size == 128 else f"groups of {group_size}: 128 does not divide every width"
+    assert record(artifact, "up.weight") == record(artifact, "down.weight") == (f"int4-g{group_size}", note)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert config["group_size"] == group_size
+    assert config["modules_to_not_convert"] == ["lm_head"]
+    assert PackedSource(folder).tensor(PREFIX + "up.weight").shape == (16, width)
+
+
+@pytest.mark.parametrize("variant", [GPTQ, AWQ], ids=lambda v: v.name)
+@pytest.mark.parametrize("shape", [(16, 80), (12, 64), (6, 33)])
+def test_what_cannot_be_packed_stays_in_16_bit_and_is_named(base: Path, variant: Any, shape: tuple[int, int]) -> None:
+    """An odd width or height keeps that linear alone; the others are packed with the group that suits them."""
+    one = layer(shape, (16, 192))
+    folder, artifact = make(base, one, variant)
+    note = f"kept in 16 bit: shape {list(shape)} is no multiple of [8, 64]"
+    assert record(artifact, "up.weight") == ("F16", note)
+    assert record(artifact, "down.weight")[0] == "int4-g64"
+    assert torch.equal(PackedSource(folder).tensor(PREFIX + "up.weight"), one.tensors["up.weight"].half())
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    if variant is AWQ:
+        assert config["modules_to_not_convert"] == ["lm_head", "model.layers.0.up"]
+    else:
+        assert config["dynamic"] == {r"-:^model\.layers\.0\.up$": {}}
+
+
+def test_a_model_without_any_linear_that_fits_is_refused(base: Path) -> None:
+    with pytest.raises(BadModel, match=r"no linear of this model can be packed: .* multiples of 32 .* multiples of 8"):
+        make(base, layer((16, 80), (12, 64)))
+
+
+def test_a_linear_whose_input_was_not_found_stays_in_16_bit_and_is_named(base: Path) -> None:
+    whole = layer((16, 64), (8, 64))
+    partial = Layer(PREFIX, whole.tensors, whole.inputs[:1], whole.statistics)
+    folder, artifact = make(base, partial)
+    assert record(artifact, "down.weight") == ("F16", "kept in 16 bit: nothing that it reads was found")
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert list(config["dynamic"]) == [r"-:^model\.layers\.0\.down$"]
+
+
+def test_a_linear_that_no_token_reached_is_rounded_and_says_so(base: Path) -> None:
+    one = layer((16, 64), (8, 64), tokens=torch.zeros(0, 64))
+    folder, artifact = make(base, one)
+    kind, note = record(artifact, "up.weight")
+    assert (kind, "rounded to nearest: no calibration token reached it" in note) == ("int4-g64", True)
+    found = next(t for t in artifact.tensors if t.name == PREFIX + "up.weight")
+    assert found.output_error is None
+    weight, read = one.tensors["up.weight"], PackedSource(folder).tensor(PREFIX + "up.weight")
+    assert float((read - weight).square().sum() / weight.square().sum()) < 0.02
+
+
+@pytest.mark.parametrize("name", ["norm.weight", "up.bias"])
+def test_values_beyond_float16_are_refused_by_name(base: Path, name: str) -> None:
+    one = layer((16, 64), (8, 64))
+    one.tensors[name][3] = 1e5
+    with pytest.raises(BadModel, match=rf"tensor model\.layers\.0\.{name} holds 100000, which is beyond float16"):
+        make(base, one)
+
+
+def test_the_folder_is_complete_and_the_artifact_describes_it(base: Path) -> None:
+    one = layer((16, 64), (8, 64))
+    folder, artifact = make(base, one)
+    names = {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert {p.name for p in folder.iterdir()} == set(artifact.files) == names
+    assert artifact.files == {n: file_sha256(folder / n) for n in names}
+    assert artifact.main_file == "model.safetensors"
+    assert artifact.size_bytes == (folder / "model.safetensors").stat().st_size
+    n_parameters = sum(t.numel() for t in one.tensors.values()) + 320
+    assert artifact.bits_per_weight == pytest.approx(8 * artifact.size_bytes / n_parameters)
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["hidden_size"]) == ("llama", 64)
+    assert config["dtype"] == config["torch_dtype"] == "float16"
+    assert config["quantization_config"]["quant_method"] == "gptq"
+    assert {t.dtype for t in load_file(folder / "model.safetensors").values()} == {torch.float16, torch.int32}
+
+
+@pytest.mark.parametrize("name", ["gptq-int4-g128", "awq-int4-g128"])
+def test_a_real_model_reads_back_close_to_its_base(quantized_demo: Path, bundled: Path, name: str) -> None:
+    artifact = Report.read(quantized_demo).artifact(name)
+    source, dense = PackedSource(quantized_demo / artifact.folder), Checkpoint(bundled)
+    assert set(source.names()) == set(dense.names())
+    assert len(artifact.tensors) == 4 * 7
+    assert all(t.type == "int4-g128" and not t.note and t.output_error is not None for t in artifact.tensors)
+    assert max(t.output_error or 0 for t in artifact.tensors) < 0.1
+    embedding = "model.embed_tokens.weight"
+    assert torch.equal(source.tensor(embedding), dense.tensor(embedding).half())
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change keys of quantization_config; None removes one."""
+    config = json.loads((folder / "config.json").read_text())
+    block = config["quantization_config"] | changes
+    config["quantization_config"] = {k: v for k, v in block.items() if v is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def rewrite(folder: Path, **tensors: Tensor | None) -> None:
+    """Replace tensors of linear `down` by suffix; None removes one."""
+    stored = load_file(folder / "model.safetensors")
+    for suffix, tensor in tensors.items():
+        stored.pop(f"{PREFIX}down.{suffix}")
+        if tensor is not None:
+            stored[f"{PREFIX}down.{suffix}"] = tensor
+    save_file(stored, folder / "model.safetensors")
+
+
+def read_down(folder: Path) -> Tensor:
+    return PackedSource(folder).tensor(PREFIX + "down.weight")
+
+
+def test_a_folder_that_is_not_packed_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadModel, match=r"quant_method is None; known: gptq, awq"):
+        PackedSource(base)
+    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
+        PackedSource(tmp_path / "nowhere")
+    (base / "config.json").write_text("[1, 2]")
+    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
+        PackedSource(base)
+    (base / "config.json").write_text("{ not json")
+    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
+        PackedSource(base)
+
+
+def test_damage_in_a_folder_is_named(base: Path) -> None:
+    folder, _ = make(base, layer((16, 64), (8, 64)))
+    edit(folder, quant_method="bitsandbytes")
+    with pytest.raises(BadModel, match=r"quant_method is 'bitsandbytes'"):
+        PackedSource(folder)
+    edit(folder, quant_method="gptq", bits=3)
+    with pytest.raises(BadModel, match=r"bits is 3; hubquant reads 2, 4, 8 bits"):
+        read_down(folder)
+    edit(folder, bits=4, checkpoint_format="gptq_v3")
+    with pytest.raises(BadModel, match=r"checkpoint_format is 'gptq_v3'"):
+        read_down(folder)
+    edit(folder, checkpoint_format="gptq")
+    rewrite(folder, g_idx=torch.full((64,), 9, dtype=torch.int32))
+    with pytest.raises(BadModel, match=r"tensor model\.layers\.0\.down\.g_idx names groups 9 to 9; there are 1"):
+        read_down(folder)
+    rewrite(folder, qzeros=torch.zeros(4, 1, dtype=torch.int32))
+    with pytest.raises(BadModel, match=r"tensor model\.layers\.0\.down\.qzeros has shape \[4, 1\]"):
+        read_down(folder)
+    rewrite(folder, qzeros=None)
+    with pytest.raises(BadModel, match=r"no tensor model\.layers\.0\.down\.qzeros in the checkpoint"):
+        read_down(folder)
+    with pytest.raises(BadModel, match=r"no tensor model\.layers\.9\.down\.qweight"):
+        PackedSource(folder).tensor("model.layers.9.down.weight")
+
+
+def test_scales_that_are_not_finite_are_named(base: Path) -> None:
+    folder, _ = make(base, layer((16, 64), (8, 64)), AWQ)
+    rewrite(folder, scales=torch.full((1, 8), float("nan")).half())
+    with pytest.raises(BadModel, match=r"tensor model\.layers\.0\.down\.scales holds 8 NaN or infinite values"):
+        read_down(folder)
