@@ -58,6 +58,11 @@ def process(settings: Settings, tmp_path: Path, local_hub: LocalHub, add_real_mo
     process.wait()
 
 
+def bench(settings: Settings, *patience: float) -> Bench:
+    """A worker's bench whose client gives up after two attempts; a step then waits `patience` seconds before each further try."""
+    return Bench(settings, Hub(settings.endpoint, TOKEN, retry=Retry(attempts=2, base_seconds=0.01)), patience=patience)
+
+
 def until(condition: Callable[[], bool], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -65,7 +70,7 @@ def until(condition: Callable[[], bool], seconds: float = 300) -> None:
         time.sleep(0.05)
 
 
-def test_a_stop_waits_for_the_step_and_lost_files_are_made_again(
+def test_a_stop_waits_for_the_step_lost_files_are_made_again_and_a_hub_that_was_away_is_tried_again(
     process: "subprocess.Popen[str]", settings: Settings, local_hub: LocalHub
 ) -> None:
     until(lambda: any(job.step == "quantize" for job in queue.list_jobs(settings)))
@@ -80,11 +85,21 @@ def test_a_stop_waits_for_the_step_and_lost_files_are_made_again(
     assert job.state == "running", "its next step is to be taken up, not to be recorded as failed"
 
     shutil.rmtree(settings.state / "work")  # as on another machine: the records say that both steps are done
-    summary = worker.run_once(settings, TOKEN)
-    assert [(job.state, len(job.published)) for job in summary.jobs] == [("done", 2)]
+    local_hub.faults.inject("/commit/main$", "POST", status=503, times=2)
+    [failed] = worker.run_once(settings, TOKEN, bench=bench(settings)).jobs
     assert steps(settings, "start").count("snapshot") == 1
     assert steps(settings, "start").count("quantize") == 1
     assert steps(settings, "start")[2] == "evaluate"
+    assert (failed.state, failed.error_type, failed.may_pass) == ("failed", "HubUnavailable", True)
+    assert "\n" not in failed.error
+    assert (settings.state / "work" / failed.id / "out" / "hubquant.json").exists(), "hours of work are kept"
+    [leftover] = HfApi(endpoint=local_hub.url, token=TOKEN).list_models(author="demo-bot")
+    assert leftover.private
+
+    summary = worker.run_once(settings, TOKEN, bench=bench(settings))
+    assert summary.decisions == (), "decided on before"
+    assert [(job.id, job.state, len(job.published)) for job in summary.jobs] == [(failed.id, "done", 2)]
+    assert steps(settings, "start").count("evaluate") == 1
     public = [info.id for info in HfApi(endpoint=local_hub.url, token=False).list_models(author="demo-bot")]
     assert sorted(public) == sorted(summary.published)
 
@@ -110,9 +125,8 @@ def test_cancel_ends_a_heavy_step_and_retry_goes_on_through_faults_and_the_gate(
 
     [job] = summary.jobs
     assert queue.retry(settings, job.id).state == "queued"
-    patient = Bench(settings, Hub(local_hub.url, TOKEN, retry=Retry(attempts=2, base_seconds=0.01)), patience=(0.1,))
     local_hub.faults.inject("/commit/main$", "POST", status=503, times=2)  # both attempts: the step itself has to be patient
-    summary = worker.run_once(settings, TOKEN, bench=patient)
+    summary = worker.run_once(settings, TOKEN, bench=bench(settings, 0.1))
     [done] = summary.jobs
     assert (done.id, done.state, done.error) == (job.id, "done", "")
     assert done.published == ("demo-bot/tiny-llama-GGUF",)
@@ -122,37 +136,10 @@ def test_cancel_ends_a_heavy_step_and_retry_goes_on_through_faults_and_the_gate(
     assert [info.id for info in HfApi(endpoint=local_hub.url, token=TOKEN).list_models(author="demo-bot")] == list(done.published)
 
 
-def test_a_hub_that_stays_away_fails_the_job_which_the_next_poll_takes_up_again(
-    settings: Settings, local_hub: LocalHub, add_real_model: AddModel
-) -> None:
-    recipe = settings.recipe.model_copy(update={"variants": ("gguf-q8_0",)})
-    settings = settings.model_copy(update={"recipe": recipe})
-    add_real_model(local_hub.url, "tiny-llama")
-
-    def bench() -> Bench:
-        return Bench(settings, Hub(local_hub.url, TOKEN, retry=Retry(attempts=2, base_seconds=0.01)), patience=())
-
-    local_hub.faults.inject("/commit/main$", "POST", status=503, times=2)
-    [failed] = worker.run_once(settings, TOKEN, bench=bench()).jobs
-    assert (failed.state, failed.error_type, failed.may_pass) == ("failed", "HubUnavailable", True)
-    assert "\n" not in failed.error
-    assert (settings.state / "work" / failed.id / "out" / "hubquant.json").exists(), "hours of work are kept for it"
-    [leftover] = HfApi(endpoint=local_hub.url, token=TOKEN).list_models(author="demo-bot")
-    assert leftover.private
-
-    summary = worker.run_once(settings, TOKEN, bench=bench())
-    assert summary.decisions == (), "decided on before"
-    assert [(job.id, job.state) for job in summary.jobs] == [(failed.id, "done")]
-    assert steps(settings, "start").count("quantize") == 1
-    [published] = HfApi(endpoint=local_hub.url, token=False).list_models(author="demo-bot")
-    assert published.id == "demo-bot/tiny-llama-GGUF"
-
-
 def test_a_listing_that_fails_is_raised_after_the_queue_is_worked(settings: Settings, local_hub: LocalHub) -> None:
     local_hub.faults.inject("^/api/models$", "GET", status=503, times=9)
-    impatient = Bench(settings, Hub(local_hub.url, TOKEN, retry=Retry(attempts=2, base_seconds=0.01)))
     with pytest.raises(HubUnavailable, match="try again later"):
-        worker.run_once(settings, TOKEN, bench=impatient)
+        worker.run_once(settings, TOKEN, bench=bench(settings))
 
 
 def test_who_may_not_write_is_told_before_any_work(settings: Settings, local_hub: LocalHub) -> None:
@@ -171,23 +158,25 @@ def test_settings_that_watch_or_publish_nothing(settings: Settings) -> None:
         worker.run_once(settings.model_copy(update={"publish": type(settings.publish)()}), TOKEN)
 
 
-def test_run_forever_polls_again_until_it_is_stopped(settings: Settings, local_hub: LocalHub, add_model: AddModel) -> None:
-    """In a thread, as the Space runs it. The models cannot be quantized, which is told soon enough."""
+def test_run_forever_polls_again_until_it_is_stopped(
+    settings: Settings, local_hub: LocalHub, org: HfApi, add_model: AddModel
+) -> None:
+    """In a thread, as the Space runs it."""
     settings = settings.model_copy(update={"watch": settings.watch.model_copy(update={"interval_seconds": 1})})
-    bench = Bench(settings, Hub(local_hub.url, TOKEN))
-    heard: dict[str, JobStatus] = {}
-    observer = Observer(job=lambda status: heard.__setitem__(status.repo_id, status))
-    thread = threading.Thread(target=worker.run_forever, args=(settings, TOKEN, observer, bench))
+    heard: list[JobStatus] = []
+    observer = Observer(decision=lambda decision: org.delete_repo(decision.repo_id), job=heard.append)
+    forever = bench(settings)
+    thread = threading.Thread(target=worker.run_forever, args=(settings, TOKEN, observer, forever))
     thread.start()
     try:
         until(lambda: len(local_hub.requests.find("^/api/models$", "GET")) > 0)
-        add_model("late")
-        until(lambda: "demo-org/late" in heard and heard["demo-org/late"].state == "failed")
+        add_model("late")  # and gone before its job starts
+        until(lambda: bool(heard) and heard[-1].state == "failed")
     finally:
-        bench.stop.set()
+        forever.stop.set()
         thread.join(30)
     assert not thread.is_alive()
-    assert heard["demo-org/late"].error
+    assert heard[-1].error
 
 
 def test_no_variant_good_enough_publishes_nothing(tmp_path: Path, settings: Settings) -> None:
