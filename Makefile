@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-llamacpp test-gptqmodel lint format readme smollm2
+.PHONY: demo test test-kill test-llamacpp test-gptqmodel lint format readme smollm2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
