@@ -1,6 +1,7 @@
 """The bot for people at a terminal: each decision, each change of a job, the summary."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.table import Table
@@ -8,25 +9,30 @@ from rich.table import Table
 from hubquant.bot.policy import Decision
 from hubquant.bot.queue import JobStatus
 from hubquant.bot.worker import Observer, RunSummary
+from hubquant.console import bars
 
 
-def observer(out: Console) -> Observer:
-    """Prints what happens while it happens; progress within a step is left to `hubquant jobs` and the Space."""
+@contextmanager
+def observer(out: Console) -> Iterator[Observer]:
+    """Prints each decision and each step when it begins; within the heavy steps a bar shows how far they are."""
     seen: dict[str, tuple[str, str]] = {}
 
     def decided(decision: Decision) -> None:
         mark = "[green]admitted[/]" if decision.admitted else "[yellow]declined[/]"
         out.print(f"{mark} {decision.repo_id}: {decision.reason}")
 
-    def changed(job: JobStatus) -> None:
-        where = (job.state, job.step)
-        if seen.get(job.id) == where:
-            return
-        seen[job.id] = where
-        step, error = f", {job.step}" if job.step else "", f": {job.error}" if job.error else ""
-        out.print(f"job {job.id[:8]} {job.repo_id}: {job.state}{step}{error}")
+    with bars(out) as tell:
 
-    return Observer(decision=decided, job=changed)
+        def changed(job: JobStatus) -> None:
+            if job.progress is not None:
+                tell(job.progress.stage, job.progress.done, job.progress.total)
+            where = (job.state, job.step)
+            if seen.get(job.id) != where:
+                seen[job.id] = where
+                step, error = f", {job.step}" if job.step else "", f": {job.error}" if job.error else ""
+                out.print(f"job {job.id[:8]} {job.repo_id}: {job.state}{step}{error}")
+
+        yield Observer(decision=decided, job=changed)
 
 
 def summary_lines(summary: RunSummary) -> Iterator[str]:

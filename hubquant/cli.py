@@ -140,7 +140,8 @@ def run(
     settings = Settings.read(config)
     out = console.people(as_json)
     work = worker.run_once if once else worker.run_forever
-    summary = work(settings, observer=observer(out))
+    with observer(out) as seen:
+        summary = work(settings, observer=seen)
     for line in summary_lines(summary):
         out.print(line)
     if as_json:

@@ -21,9 +21,9 @@ def people(json_wanted: bool = False) -> Console:
 
 
 @contextmanager
-def bars() -> Iterator[Progress]:
-    """A Progress that draws one bar per stage on stderr, if that is a terminal."""
-    console = Console(stderr=True)
+def bars(console: Console | None = None) -> Iterator[Progress]:
+    """A Progress that draws one bar per stage on the console (stderr if none is given), if that is a terminal."""
+    console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("layers"), TimeElapsedColumn())
     with Bars(*columns, console=console, disable=not console.is_terminal) as drawn:
         tasks = {stage: drawn.add_task(text, total=None, visible=False) for stage, text in STAGES.items()}

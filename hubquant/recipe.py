@@ -92,11 +92,12 @@ class Limit(Frozen):
     top1_agreement: float
 
 
-# By nominal bits; anchors: llama.cpp's table for Llama-3-8B and our own small models. Models below 3 B parameters lose more.
+# By nominal bits, wide enough for models of some 0.1 B parameters, which lose most (llama.cpp's Q6_K of SmolLM2-135M: ratio
+# 1.012, KL 0.017, top-1 92 %; of Llama-3-8B: 1.004, 0.006, 96 %). Who publishes only large models tightens them in hubquant.toml.
 QUALITY_LIMITS: dict[int, Limit] = {
     8: Limit(perplexity_ratio=1.01, mean_kl=0.01, top1_agreement=0.95),
-    6: Limit(perplexity_ratio=1.03, mean_kl=0.03, top1_agreement=0.90),
-    5: Limit(perplexity_ratio=1.06, mean_kl=0.06, top1_agreement=0.85),
+    6: Limit(perplexity_ratio=1.03, mean_kl=0.03, top1_agreement=0.87),
+    5: Limit(perplexity_ratio=1.06, mean_kl=0.06, top1_agreement=0.84),
     4: Limit(perplexity_ratio=1.15, mean_kl=0.15, top1_agreement=0.75),
     3: Limit(perplexity_ratio=1.40, mean_kl=0.40, top1_agreement=0.60),
 }

@@ -22,7 +22,7 @@ PICKLED = "demo-org/tiny-pickle"
 UPLOADER_TOKEN, BOT_TOKEN = "hf_demo_org", "hf_demo_bot"
 BOT = "demo-bot"
 PROMPT = "The captain of the ship was"
-NEW_TOKENS = 12
+NEW_TOKENS = 8
 PICKLED_CARD = "---\nlicense: mit\n---\nA model whose weights are a pickle: opening one runs code, so the bot declines it.\n"
 
 
@@ -122,7 +122,8 @@ class Demo:
         from hubquant.errors import HubquantError
 
         self.out.rule("the bot, once")
-        summary = run_once(self.settings(url), token=BOT_TOKEN, observer=observer(self.out))
+        with observer(self.out) as seen:
+            summary = run_once(self.settings(url), token=BOT_TOKEN, observer=seen)
         for line in summary_lines(summary):
             self.out.print(line)
         if summary.failed:
@@ -151,13 +152,13 @@ class Demo:
                 )
 
     def _table(self, rows: tuple[Row, ...]) -> None:
-        table = Table("variant", "repo", title=f"{BASE}, quantized")
+        table = Table("variant", "repo", title=f"{BASE}, quantized; repos of {BOT}")
         for heading in ("size", "bits/weight", *METRICS):
             table.add_column(heading, justify="right")
         table.add_column(f"“{PROMPT} …”")
         for row in rows:
             figures = (size(row.artifact.size_bytes), f"{row.artifact.bits_per_weight:.3f}", *metrics(row.evaluation))
-            table.add_row(row.artifact.variant, row.repo, *figures, row.continuation)
+            table.add_row(row.artifact.variant, row.repo.rpartition("/")[2], *figures, row.continuation)
         self.out.print(table)
         for protocol in dict.fromkeys(row.evaluation.protocol for row in rows):
             self.out.print(f"Measured under {protocol_line(protocol)}.", markup=False)
