@@ -70,7 +70,7 @@ class Decoder:
                 self.model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=self.dtype)
         except ValueError as error:
             why = str(error).splitlines()[0].split(". ")[0]
-            raise BadModel(f"architecture {config.model_type!r} cannot be run layer by layer: {why}") from None
+            raise BadModel(f"architecture {config.model_type!r} is not a causal language model: {why}") from None
         self.model.eval()
         for buffer_owner in self.model.modules():
             for name, buffer in buffer_owner.named_buffers(recurse=False):
