@@ -15,7 +15,7 @@ __all__ = ["GGML_TYPES", "GgmlType", "decode", "encode", "fallback", "ggml_type"
 Mode = Literal["best", "reference"]
 
 # llama.cpp's substitute when a row is not a whole number of 256-weight blocks
-_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 # the scale of a block is a float16
 _LARGEST = 65504.0

@@ -43,16 +43,22 @@ def test_scale_min() -> None:
     assert torch.equal(found_sc, sc) and torch.equal(found_m, m)
 
 
-@pytest.mark.parametrize(("kind", "levels", "size"), [("q4_k", 16, 144), ("q5_k", 32, 176)])
-def test_affine_k(kind: str, levels: int, size: int) -> None:
-    fields = (halves(4), -halves(4), integers(64, 4, 8), integers(62, 4, 8), integers(levels, 4, 256))
+@pytest.mark.parametrize(
+    ("kind", "levels", "top", "g", "size"), [("q2_k", 4, 16, 16, 84), ("q4_k", 16, 64, 8, 144), ("q5_k", 32, 64, 8, 176)]
+)
+def test_affine_k(kind: str, levels: int, top: int, g: int, size: int) -> None:
+    fields = (halves(4), -halves(4), integers(top, 4, g), integers(top - 1, 4, g), integers(levels, 4, 256))
     data = getattr(layout, f"pack_{kind}")(*fields)
     assert data.shape == (4, size) and data.dtype == torch.uint8
     assert all(torch.equal(a, b) for a, b in zip(getattr(layout, f"unpack_{kind}")(data), fields, strict=True))
 
 
-def test_q6_k() -> None:
-    fields = (halves(4), integers(255, 4, 16).view(torch.int8), integers(64, 4, 256))
-    data = layout.pack_q6_k(*fields)
-    assert data.shape == (4, 210)
-    assert all(torch.equal(a, b) for a, b in zip(layout.unpack_q6_k(data), fields, strict=True))
+@pytest.mark.parametrize(
+    ("kind", "levels", "top", "g", "size"), [("q3_k", 8, 64, 16, 110), ("q6_k", 64, 256, 16, 210), ("iq4_xs", 16, 64, 8, 136)]
+)
+def test_symmetric_k(kind: str, levels: int, top: int, g: int, size: int) -> None:
+    sc = (integers(255, 4, g).long() % top - top // 2).to(torch.int8)
+    fields = (halves(4), sc, integers(levels, 4, 256))
+    data = getattr(layout, f"pack_{kind}")(*fields)
+    assert data.shape == (4, size) and data.dtype == torch.uint8
+    assert all(torch.equal(a, b) for a, b in zip(getattr(layout, f"unpack_{kind}")(data), fields, strict=True))

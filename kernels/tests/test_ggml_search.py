@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hubquant_kernels import ggml_codebook as codebook
 from hubquant_kernels import ggml_search as search
 from torch import Tensor
 
@@ -85,6 +86,33 @@ def test_symmetric_search_finds_the_best_of_its_trials() -> None:
         best = torch.minimum(best, error(x, w, codes * scale))
     codes = (x * fit.iscale).round().clamp(-8, 7)
     torch.testing.assert_close(error(x, w, codes * fit.scale), best, rtol=1e-4, atol=0)
+
+
+def test_codebook_search_finds_the_best_of_its_trials() -> None:
+    x = columns(32)
+    w = weights_like(x)
+    scale = search.codebook_search(x, w)
+    peak = search.signed_peak(x.flatten(0, 1))
+    values = torch.tensor(codebook.VALUES, dtype=torch.float32)
+    best = torch.zeros(N)
+    for numerator in (127, *range(-134, -119)):
+        scaled = x * numerator / peak
+        codes = values[(scaled[..., None] - values).abs().argmin(-1)]
+        best = torch.maximum(best, (w * x * codes).sum((0, 1)).square() / (w * codes * codes).sum((0, 1)))
+    codes = codebook.nearest_values(x / scale)
+    # what the search maximises is what the fit takes off Σwx²; rounding anew under the fitted scale takes off no less
+    taken = (w * x * x).sum((0, 1)) - error(x, w, codes * scale)
+    assert bool((taken >= best * (1 - 1e-4)).all())
+
+
+def test_nearest_values_of_the_codebook() -> None:
+    x = torch.cat((torch.linspace(-200, 200, 40001), torch.tensor([-115.5, -16.0, 7.0, 101.0, torch.inf, -torch.inf])))
+    values = torch.tensor(codebook.VALUES, dtype=torch.float32)
+    distance = (x[:-2, None] - values).abs()
+    nearest = 15 - distance.flip(1).argmin(1)  # of two as near the upper one
+    assert torch.equal(codebook.nearest_places(x)[:-2].long(), nearest)
+    assert torch.equal(codebook.nearest_values(x), values[codebook.nearest_places(x).long()])
+    assert codebook.nearest_values(x)[-2:].tolist() == [113.0, -127.0]
 
 
 def test_columns_without_range_have_no_scale() -> None:

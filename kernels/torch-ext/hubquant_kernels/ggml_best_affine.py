@@ -1,9 +1,9 @@
-"""A lower error than ggml's in the same bytes, for the types x ≈ d·sc·code − dmin·m (Q4_K, Q5_K) and
+"""A lower error than ggml's in the same bytes, for the types x ≈ d·sc·code − dmin·m (Q2_K, Q4_K, Q5_K) and
 x ≈ d·code + m (Q4_1, Q5_1).
 
 The objective is Σ w·(x − x̂)² with the importance as weights (ones without it), where ggml mixes in the size of the weight.
 Each sub-block is searched over the inverse scale and the lower end of its range. The float16 scales are then chosen by the
-quadratic error of rounding the sub-blocks' own scales to them; after that the 6-bit scales and the codes, and the float16
+quadratic error of rounding the sub-blocks' own scales to them; after that the sub-blocks' scales and codes, and the float16
 scales, are improved in turn. `x` and `w` are columns as in ggml_search; sub-block g of super-block b is column g·n + b.
 """
 
@@ -12,17 +12,42 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ggml_columns import rounded16
+from .ggml_columns import Blocks, rounded16, rows
+from .ggml_columns import columns as as_columns
 from .ggml_search import keep
 
-# a column is tried with inverse scales (levels·a + b) / range, where few large codes are wasted on an outlier (b) or not all
-# codes are used (a): the wider the choice, the more often rounding happens to fall well
-STEPS = tuple((-0.1 * (7 - i) / 7, 1.25 * i / 7) for i in range(8))
-# and with the lower end of its range moved by so many steps
+# the lower end of the range of a column is moved by so many steps
 OFFSETS = (0.0, -0.9, -0.45, 0.45, 0.9)
-# the float16 scale is sought round the one that gives the largest sub-block scale the largest code
-FACTORS = tuple(1 + 0.005 * i for i in range(-16, 17))
 TINY = 1e-30
+
+
+class AffineKind(NamedTuple):
+    """Codes 0..levels, sub-block scales and minima 0..top (1 where there are none). The minimum of a K type is subtracted and
+    stored without a sign, so that their fits may not begin above zero unless `signed`."""
+
+    levels: int
+    top: int = 1
+    signed: bool = False
+
+    def steps(self) -> list[float]:
+        """The codes that the upper end of the range gets in each trial: from leaving some unused to clipping the largest
+        weights. The wider the choice, the more often rounding happens to fall well."""
+        low, high = self.levels - 0.9 - 0.07 * self.levels, self.levels + 1.25
+        return [low + (high - low) * i / 7 for i in range(8)]
+
+    def factors(self) -> list[float]:
+        """Factors on the float16 scale that gives the largest sub-block scale the largest code."""
+        return [1 + 0.315 / self.top * i for i in range(-16, 17)]
+
+
+class AffineBytes(NamedTuple):
+    """What is stored of super-blocks x ≈ d·sc·code − dmin·m: float16 [n, 1] twice, uint8 [n, g] twice, uint8 [n, 256]."""
+
+    d: Tensor
+    dmin: Tensor
+    sc: Tensor
+    m: Tensor
+    codes: Tensor
 
 
 class AffineFields(NamedTuple):
@@ -43,15 +68,10 @@ class AffineFields(NamedTuple):
 
 
 class AffineColumns:
-    """The columns of some blocks, as [size, columns], and scratch space for them.
+    """The columns of some blocks, as [size, columns], and scratch space for them. `w` None means ones."""
 
-    `w` None means ones. Codes are 0..levels. The minimum of a K type is subtracted and stored without a sign, so their fits
-    may not begin above zero unless `signed`.
-    """
-
-    def __init__(self, x: Tensor, w: Tensor | None, levels: int, signed: bool = False) -> None:
-        self.x, self.w = x.flatten(0, 1), None if w is None else w.flatten(0, 1)
-        self.levels, self.signed = levels, signed
+    def __init__(self, x: Tensor, w: Tensor | None, kind: AffineKind) -> None:
+        self.x, self.w, self.kind = x.flatten(0, 1), None if w is None else w.flatten(0, 1), kind
         self.codes, self.scratch, self.product, self.shifted = (torch.empty_like(self.x) for _ in range(4))
         self.sum_w = torch.full_like(self.x[0], len(self.x)) if self.w is None else self.w.sum(0)
 
@@ -59,7 +79,7 @@ class AffineColumns:
         return x if self.w is None else torch.mul(self.w, x, out=self.scratch)
 
     def round(self, shifted: Tensor, iscale: Tensor) -> Tensor:
-        return torch.mul(shifted, iscale, out=self.codes).round_().clamp_(0, self.levels)
+        return torch.mul(shifted, iscale, out=self.codes).round_().clamp_(0, self.kind.levels)
 
     def sums(self, codes: Tensor, x: Tensor, out: Tensor) -> Tensor:
         """Σwl, Σwl², Σwlx of each column into `out` [3, columns]."""
@@ -86,21 +106,21 @@ def inverse(scale: Tensor) -> Tensor:
 
 
 def search(columns: AffineColumns) -> Tensor:
-    """The best least-squares fit of each column over STEPS × OFFSETS, x ≈ scale·code − minimum.
+    """The best least-squares fit of each column over its kind's steps × OFFSETS, x ≈ scale·code − minimum.
 
     Rows of the result [5, columns]: the error, scale, minimum, Σwl and Σwl².
     """
-    low, high, levels = columns.x.amin(0), columns.x.amax(0), columns.levels
-    highest = torch.full_like(low, torch.inf) if columns.signed else torch.zeros_like(low)
+    low, high, steps = columns.x.amin(0), columns.x.amax(0), columns.kind.steps()
+    highest = torch.full_like(low, torch.inf) if columns.kind.signed else torch.zeros_like(low)
     low = torch.minimum(low, highest)
     best = torch.full((5, len(low)), torch.inf, device=low.device)
-    sums = torch.empty(len(STEPS), 3, len(low), device=low.device)
+    sums = torch.empty(len(steps), 3, len(low), device=low.device)
     for offset in OFFSETS:
-        origin = torch.minimum(torch.lerp(low, high, offset / levels), highest)
+        origin = torch.minimum(torch.lerp(low, high, offset / columns.kind.levels), highest)
         span = (high - origin).clamp_(min=TINY)
         shifted = torch.sub(columns.x, origin, out=columns.shifted)
-        for (part, step), out in zip(STEPS, sums, strict=True):
-            columns.sums(columns.round(shifted, (levels * (1 + part) + step) / span), shifted, out)
+        for step, out in zip(steps, sums, strict=True):
+            columns.sums(columns.round(shifted, step / span), shifted, out)
         fits = _least_squares(columns, shifted, origin, highest - origin, sums)
         chosen = fits[0].min(0).indices.view(1, 1, -1).expand(5, 1, -1)
         trial = fits.gather(1, chosen).squeeze(1)
@@ -124,11 +144,11 @@ def _least_squares(columns: AffineColumns, shifted: Tensor, origin: Tensor, high
     return torch.stack((error, scale, -(origin + start), sum_l, sum_l2))
 
 
-def choose_scale(target: Tensor, curvature: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """d [n] and codes 0..levels [g, n] with the least Σ curvature·(d·code − target)² over FACTORS, for targets ≥ 0 [g, n]."""
-    factors = torch.tensor(FACTORS, device=target.device).view(-1, 1)
-    d = rounded16(target.amax(0) / levels * factors)[:, None]
-    codes = (target / d.clamp(min=TINY)).round_().clamp_(0, levels)
+def choose_scale(target: Tensor, curvature: Tensor, kind: AffineKind) -> tuple[Tensor, Tensor]:
+    """d [n] and codes 0..top [g, n] with the least Σ curvature·(d·code − target)² over the factors, for targets ≥ 0 [g, n]."""
+    factors = torch.tensor(kind.factors(), device=target.device).view(-1, 1)
+    d = rounded16(target.amax(0) / kind.top * factors)[:, None]
+    codes = (target / d.clamp(min=TINY)).round_().clamp_(0, kind.top)
     best = (d * codes - target).square_().mul_(curvature).sum(1).min(0).indices
     chosen = best.view(1, 1, -1)
     return d.gather(0, chosen).view(-1), codes.gather(0, chosen.expand(1, *target.shape)).squeeze(0)
@@ -139,8 +159,8 @@ def first_fields(columns: AffineColumns, n: int) -> AffineFields:
     _, scale, minimum, sum_l, sum_l2 = search(columns).view(5, -1, n)
     sum_w = columns.sum_w.view(-1, n)
     per_weight = sum_l / sum_w
-    d, sc = choose_scale(scale.clamp(min=0.0), sum_l2 - sum_l * per_weight, 63)
-    dmin, m = choose_scale((minimum + (d * sc - scale) * per_weight).clamp_(min=0.0), sum_w, 63)
+    d, sc = choose_scale(scale.clamp(min=0.0), sum_l2 - sum_l * per_weight, columns.kind)
+    dmin, m = choose_scale((minimum + (d * sc - scale) * per_weight).clamp_(min=0.0), sum_w, columns.kind)
     return AffineFields(d, dmin, sc, m)
 
 
@@ -150,10 +170,10 @@ def improve_codes(columns: AffineColumns, fields: AffineFields) -> tuple[AffineF
     kept = torch.full((3, shape.numel()), torch.inf, device=fields.d.device)
     trial = torch.empty_like(kept)
     for up in (0, -1, 1):
-        m = (fields.m + up).clamp_(0, 63)
+        m = (fields.m + up).clamp_(0, columns.kind.top)
         shifted = torch.add(columns.x, (fields.dmin * m).view(-1), out=columns.shifted)
         for step in (0, -1, 1):
-            sc = (fields.sc + step).clamp_(0, 63)
+            sc = (fields.sc + step).clamp_(0, columns.kind.top)
             scale = (fields.d * sc).view(-1)
             codes = columns.round(shifted, inverse(scale))
             torch.stack((columns.error(shifted, codes, scale), sc.view(-1), m.view(-1)), out=trial)
@@ -163,7 +183,7 @@ def improve_codes(columns: AffineColumns, fields: AffineFields) -> tuple[AffineF
 
 
 def refit(columns: AffineColumns, fields: AffineFields) -> AffineFields:
-    """d and dmin by least squares for the fields' codes, the others as they are."""
+    """d and dmin by least squares for the fields' codes, d alone where they cannot be told apart."""
     n = len(fields.d)
     sums = torch.empty(3, columns.x.shape[1], device=columns.x.device)
     sum_l, sum_l2, sum_lx = columns.sums(columns.rounded(fields.scale, fields.minimum), columns.x, sums).view(3, -1, n)
@@ -173,9 +193,10 @@ def refit(columns: AffineColumns, fields: AffineFields) -> AffineFields:
     ax, bx = (sc * sum_lx).sum(0), (m * sum_x).sum(0)
     determinant = aa * bb - ab * ab
     sound = determinant > 1e-5 * aa * bb
-    d = torch.where(sound, rounded16((ax * bb - bx * ab) / determinant), fields.d)
+    alone = (ax + fields.dmin * ab) / aa.clamp(min=TINY)
+    d = rounded16(torch.where(sound, (ax * bb - bx * ab) / determinant, alone))
     dmin = torch.where(sound, rounded16((ax * ab - bx * aa) / determinant), fields.dmin)
-    return AffineFields(d.clamp_(min=0.0), dmin if columns.signed else dmin.clamp_(min=0.0), sc, m)
+    return AffineFields(d.clamp_(min=0.0), dmin if columns.kind.signed else dmin.clamp_(min=0.0), sc, m)
 
 
 def best_two_level(columns: AffineColumns, n: int, rounds: int = 2) -> tuple[AffineFields, Tensor]:
@@ -206,3 +227,37 @@ def best_one_level(columns: AffineColumns, rounds: int = 2) -> tuple[Tensor, Ten
 def _one_level_error(columns: AffineColumns, fields: AffineFields) -> Tensor:
     codes = columns.rounded(fields.d, fields.dmin)
     return columns.error(columns.shifted, codes, fields.d)
+
+
+def improve_two_level(blocks: Blocks, kind: AffineKind, size: int, given: AffineBytes) -> None:
+    """Replaces, in place, what is stored of super-blocks where better is found."""
+    start = 0
+    for part in blocks.parts():
+        n, w = len(part.x), part.weights()
+        d, dmin, sc, m, codes = (t[start : start + n] for t in given)
+        x = AffineColumns(as_columns(part.x, size), None if w is None else as_columns(w, size), kind)
+        old = AffineFields(d.float().view(-1), dmin.float().view(-1), sc.T.float(), m.T.float())
+        old_codes = as_columns(codes, size).flatten(0, 1).float()
+        error = x.error(x.x + old.minimum, old_codes, old.scale).view(-1, n).sum(0)
+        new, new_error = best_two_level(x, n)
+        better = (new_error < error).nonzero().squeeze(1)
+        d[better, 0], dmin[better, 0] = new.d[better].half(), new.dmin[better].half()
+        sc[better], m[better] = new.sc.T[better].to(torch.uint8), new.m.T[better].to(torch.uint8)
+        codes[better] = rows(x.rounded(new.scale, new.minimum).view(size // 16, 16, -1), n)[better]
+        start += n
+
+
+def improve_one_level(blocks: Blocks, kind: AffineKind, d: Tensor, m: Tensor, codes: Tensor) -> None:
+    """Replaces, in place, what is stored of blocks of 32, x ≈ d·code + m, where better is found."""
+    start = 0
+    for part in blocks.parts():
+        n, w = len(part.x), part.weights()
+        place = slice(start, start + n)
+        x = AffineColumns(as_columns(part.x, 32), None if w is None else as_columns(w, 32), kind)
+        old_codes = as_columns(codes[place], 32).flatten(0, 1).float()
+        error = x.error(x.x - m[place].float().view(-1), old_codes, d[place].float().view(-1))
+        scale, minimum, new_error = best_one_level(x)
+        better = (new_error < error).nonzero().squeeze(1)
+        d[place][better, 0], m[place][better, 0] = scale[better].half(), -minimum[better].half()
+        codes[place][better] = rows(x.rounded(scale, minimum).view(2, 16, -1), n)[better]
+        start += n

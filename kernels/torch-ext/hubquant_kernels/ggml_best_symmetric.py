@@ -1,4 +1,5 @@
-"""A lower error than ggml's in the same bytes, for the types x ≈ d·sc·code (Q6_K) and x ≈ d·code (Q4_0, Q5_0, Q8_0).
+"""A lower error than ggml's in the same bytes, for the types x ≈ d·sc·code (Q3_K, Q6_K, IQ4_XS) and
+x ≈ d·code (Q4_0, Q5_0, Q8_0, IQ4_NL).
 
 The objective and the way are those of ggml_best_affine, without a minimum. `x` and `w` are columns as in ggml_search;
 sub-block g of super-block b is column g·n + b.
@@ -9,23 +10,31 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .ggml_columns import rounded16
+from .ggml_codebook import codebook, nearest_places, nearest_values
+from .ggml_columns import Blocks, rounded16, rows
+from .ggml_columns import columns as as_columns
 from .ggml_search import keep, signed_peak
 
 TINY = 1e-30
-# factors on the scale that gives the largest sub-block scale the largest code
-FACTORS = tuple(1 + 0.005 * i for i in range(-12, 13))
 
 
 class SymmetricKind(NamedTuple):
     """Codes low..high, sub-block scales sc_low..sc_high (0, 0 where d is all there is), and the inverse scales to try: those
-    that take the peak of a column to each of `peaks`."""
+    that take the peak of a column to each of `peaks`. With `codebook` the codes are its values, low..high its ends."""
 
     low: int
     high: int
     sc_low: int
     sc_high: int
     peaks: tuple[float, ...]
+    codebook: bool = False
+
+    def columns(self, x: Tensor, w: Tensor | None) -> "SymmetricColumns":
+        return (CodebookColumns if self.codebook else SymmetricColumns)(x, w, self)
+
+    def factors(self) -> list[float]:
+        """Factors on the float16 scale that gives the largest sub-block scale the largest code."""
+        return [1 + 0.64 / self.sc_high * i for i in range(-12, 13)]
 
 
 def peaks(low: int, high: int, inside: float, beyond: float, count: int) -> tuple[float, ...]:
@@ -61,10 +70,31 @@ class SymmetricColumns:
         squares = torch.addcmul(self.x, codes, scale, value=-1, out=codes).square_()
         return (squares if self.w is None else squares.mul_(self.w)).sum(0)
 
+    def held(self, codes: Tensor) -> Tensor:
+        """The codes that bytes [size, columns] stand for."""
+        return codes.float().add_(self.kind.low)
+
+    def stored(self, scale: Tensor) -> Tensor:
+        """The bytes of the codes nearest to x under scales [g, n]."""
+        return self.rounded(scale).sub_(self.kind.low)
+
+
+class CodebookColumns(SymmetricColumns):
+    """The same for codes that are the values of ggml_codebook; their bytes are places in it."""
+
+    def round(self, iscale: Tensor) -> Tensor:
+        return self.codes.copy_(nearest_values(torch.mul(self.x, iscale, out=self.codes)))
+
+    def held(self, codes: Tensor) -> Tensor:
+        return codebook(codes.device)[codes.long()]
+
+    def stored(self, scale: Tensor) -> Tensor:
+        return nearest_places(self.x * inverse(scale.reshape(-1)))
+
 
 def inverse(x: Tensor) -> Tensor:
-    """1/x, and 0 for 0."""
-    return torch.where(x == 0, torch.zeros_like(x), x.reciprocal())
+    """1/x, and 0 where that could overflow."""
+    return torch.where(x.abs() < 1e-37, torch.zeros_like(x), x.reciprocal())
 
 
 def search(columns: SymmetricColumns) -> tuple[Tensor, Tensor]:
@@ -80,8 +110,8 @@ def search(columns: SymmetricColumns) -> tuple[Tensor, Tensor]:
 
 
 def choose_scale(target: Tensor, curvature: Tensor, kind: SymmetricKind) -> tuple[Tensor, Tensor]:
-    """d [n] and sub-block scales [g, n] with the least Σ curvature·(d·sc − target)² over FACTORS, for both signs of d."""
-    factors = torch.tensor(FACTORS, device=target.device)
+    """d [n] and sub-block scales [g, n] with the least Σ curvature·(d·sc − target)² over the factors, for both signs of d."""
+    factors = torch.tensor(kind.factors(), device=target.device)
     ends = torch.cat((factors / kind.sc_low, factors / kind.sc_high)).view(-1, 1)
     d = rounded16(signed_peak(target) * ends)[:, None]
     sc = (target * inverse(d)).round_().clamp_(kind.sc_low, kind.sc_high)
@@ -134,3 +164,35 @@ def best_one_level(columns: SymmetricColumns, rounds: int = 2) -> tuple[Tensor, 
         d = torch.where(other_error < error, other, d)
         error = torch.minimum(error, other_error)
     return d, error
+
+
+def improve_two_level(blocks: Blocks, kind: SymmetricKind, size: int, d: Tensor, sc: Tensor, codes: Tensor) -> None:
+    """Replaces, in place, what is stored of super-blocks (float16 [n, 1], int8 [n, g], uint8 [n, 256]) where better is found."""
+    start = 0
+    for part in blocks.parts():
+        n, w = len(part.x), part.weights()
+        place = slice(start, start + n)
+        x = kind.columns(as_columns(part.x, size), None if w is None else as_columns(w, size))
+        scale = (sc[place].T.float() * d[place].float().view(-1)).reshape(-1)
+        error = x.error(x.held(as_columns(codes[place], size).flatten(0, 1)), scale).view(-1, n).sum(0)
+        new_d, new_sc, new_error = best_two_level(x, n)
+        better = (new_error < error).nonzero().squeeze(1)
+        d[place][better, 0] = new_d[better].half()
+        sc[place][better] = new_sc.T[better].to(torch.int8)
+        codes[place][better] = rows(x.stored(new_d * new_sc).view(size // 16, 16, -1), n)[better]
+        start += n
+
+
+def improve_one_level(blocks: Blocks, kind: SymmetricKind, d: Tensor, codes: Tensor) -> None:
+    """Replaces, in place, what is stored of blocks of 32 (float16 [n, 1], uint8 [n, 32]) where better is found."""
+    start = 0
+    for part in blocks.parts():
+        n, w = len(part.x), part.weights()
+        place = slice(start, start + n)
+        x = kind.columns(as_columns(part.x, 32), None if w is None else as_columns(w, 32))
+        error = x.error(x.held(as_columns(codes[place], 32).flatten(0, 1)), d[place].float().view(-1))
+        new_d, new_error = best_one_level(x)
+        better = (new_error < error).nonzero().squeeze(1)
+        d[place][better, 0] = new_d[better].half()
+        codes[place][better] = rows(x.stored(new_d).view(2, 16, -1), n)[better]
+        start += n

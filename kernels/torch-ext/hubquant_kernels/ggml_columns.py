@@ -28,11 +28,11 @@ class Blocks(NamedTuple):
             yield Blocks(x, importance, row_square, self.best)
 
     def weights(self) -> Tensor | None:
-        """The weights of the squared error [n, size]: at least a millionth of the block's mean, so that no weight is forgotten."""
+        """The weights of the squared error [n, size]: at least 10⁻⁸ of the block's mean, so that no weight is forgotten."""
         if self.importance is None:
             return None
         mean = self.importance.mean(1, keepdim=True)
-        return torch.where(mean > 0, torch.maximum(self.importance, 1e-6 * mean), torch.ones_like(mean))
+        return torch.where(mean > 0, torch.maximum(self.importance, 1e-8 * mean), torch.ones_like(mean))
 
 
 def columns(blocks: Tensor, size: int) -> Tensor:

@@ -6,7 +6,18 @@ import torch
 from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
-from .ggml_layout import half, unpack_bit32, unpack_nibbles, unpack_q4_k, unpack_q5_k, unpack_q6_k
+from .ggml_codebook import codebook
+from .ggml_layout import (
+    half,
+    unpack_bit32,
+    unpack_iq4_xs,
+    unpack_nibbles,
+    unpack_q2_k,
+    unpack_q3_k,
+    unpack_q4_k,
+    unpack_q5_k,
+    unpack_q6_k,
+)
 from .ggml_types import GGML_TYPES
 
 CHUNK_WEIGHTS = 1 << 20
@@ -67,6 +78,26 @@ def _q6_k(data: Tensor) -> Tensor:
     return (scale * (codes.view(len(codes), 16, 16).float() - 32)).view(len(codes), -1)
 
 
+def _q2_k(data: Tensor) -> Tensor:
+    return _affine_k(unpack_q2_k(data))
+
+
+def _q3_k(data: Tensor) -> Tensor:
+    d, sc, codes = unpack_q3_k(data)
+    scale = (d.float() * sc.float())[:, :, None]
+    return (scale * (codes.view(len(codes), 16, 16).float() - 4)).view(len(codes), -1)
+
+
+def _iq4_nl(data: Tensor) -> Tensor:
+    return half(data[:, :2]).float() * codebook(data.device)[unpack_nibbles(data[:, 2:], 16).long()]
+
+
+def _iq4_xs(data: Tensor) -> Tensor:
+    d, sc, codes = unpack_iq4_xs(data)
+    scale = (d.float() * sc.float())[:, :, None]
+    return (scale * codebook(data.device)[codes.view(len(codes), 8, 32).long()]).view(len(codes), -1)
+
+
 DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": _f32,
     "F16": _f16,
@@ -76,9 +107,13 @@ DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q4_1": _q4_1,
     "Q5_0": _q5_0,
     "Q5_1": _q5_1,
+    "IQ4_NL": _iq4_nl,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
     "Q4_K": _q4_k,
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
+    "IQ4_XS": _iq4_xs,
 }
 
 

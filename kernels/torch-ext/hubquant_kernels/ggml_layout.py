@@ -102,3 +102,46 @@ def unpack_q6_k(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     high = unpack_planes(data[:, 128:192].reshape(-1, 32), 2).view(len(data), -1)
     codes = unpack_nibbles(data[:, :128], 64) | (high << 4)
     return half(data[:, 208:]), data[:, 192:208].contiguous().view(torch.int8), codes
+
+
+def pack_q2_k(d: Tensor, dmin: Tensor, sc: Tensor, m: Tensor, codes: Tensor) -> Tensor:
+    """`sc` and `m` 0..15 [n, 16]; codes 0..3."""
+    low = pack_planes(codes.view(-1, 4, 32), 2).view(len(codes), -1)
+    return torch.cat((sc | (m << 4), low, half_bytes(d), half_bytes(dmin)), dim=1)
+
+
+def unpack_q2_k(data: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    codes = unpack_planes(data[:, 16:80].reshape(-1, 32), 2).view(len(data), -1)
+    return half(data[:, 80:82]), half(data[:, 82:]), data[:, :16] & 15, data[:, :16] >> 4, codes
+
+
+def pack_q3_k(d: Tensor, sc: Tensor, codes: Tensor) -> Tensor:
+    """`sc` int8 −32..31 [n, 16]; codes 0..7."""
+    high = pack_planes((codes >> 2).view(-1, 8, 32), 1)
+    low = pack_planes((codes & 3).view(-1, 4, 32), 2).view(len(codes), -1)
+    shifted = (sc + 32).view(torch.uint8)
+    top = (shifted >> 4).view(-1, 4, 4)
+    tops = top[:, 0] | (top[:, 1] << 2) | (top[:, 2] << 4) | (top[:, 3] << 6)
+    return torch.cat((high, low, pack_nibbles(shifted & 15, 8), tops, half_bytes(d)), dim=1)
+
+
+def unpack_q3_k(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    tops = torch.cat([(data[:, 104:108] >> shift) & 3 for shift in (0, 2, 4, 6)], dim=1)
+    sc = (unpack_nibbles(data[:, 96:104], 8) | (tops << 4)).view(torch.int8) - 32
+    low = unpack_planes(data[:, 32:96].reshape(-1, 32), 2).view(len(data), -1)
+    high = unpack_planes(data[:, :32], 1).view(len(data), -1)
+    return half(data[:, 108:]), sc, low | (high << 2)
+
+
+def pack_iq4_xs(d: Tensor, sc: Tensor, codes: Tensor) -> Tensor:
+    """`sc` int8 −32..31 [n, 8]; codes 0..15, places in the codebook."""
+    shifted = (sc + 32).view(torch.uint8)
+    top = (shifted >> 4).view(-1, 2, 4)
+    high = top[:, :, 0] | (top[:, :, 1] << 2) | (top[:, :, 2] << 4) | (top[:, :, 3] << 6)
+    return torch.cat((half_bytes(d), high, pack_nibbles(shifted & 15, 1), pack_nibbles(codes, 16)), dim=1)
+
+
+def unpack_iq4_xs(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    high = torch.stack([(data[:, 2:4] >> shift) & 3 for shift in (0, 2, 4, 6)], dim=2).view(-1, 8)
+    sc = (unpack_nibbles(data[:, 4:8], 1) | (high << 4)).view(torch.int8) - 32
+    return half(data[:, :2]), sc, unpack_nibbles(data[:, 8:], 16)

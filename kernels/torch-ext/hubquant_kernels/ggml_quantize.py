@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from . import kquant, legacy
+from . import kquant, kquant_symmetric, legacy
 from ._ops import add_op_namespace_prefix
 from .ggml_columns import Blocks
 from .ggml_search import ColumnSum
@@ -21,9 +22,13 @@ ENCODERS: dict[str, Callable[[Blocks], Tensor]] = {
     "Q4_1": legacy.encode_q4_1,
     "Q5_0": legacy.encode_q5_0,
     "Q5_1": legacy.encode_q5_1,
-    "Q4_K": kquant.encode_q4_k,
-    "Q5_K": kquant.encode_q5_k,
-    "Q6_K": kquant.encode_q6_k,
+    "IQ4_NL": legacy.encode_iq4_nl,
+    "Q2_K": partial(kquant.encode, kquant.Q2_K),
+    "Q3_K": kquant_symmetric.encode_q3_k,
+    "Q4_K": partial(kquant.encode, kquant.Q4_K),
+    "Q5_K": partial(kquant.encode, kquant.Q5_K),
+    "Q6_K": kquant_symmetric.encode_q6_k,
+    "IQ4_XS": kquant_symmetric.encode_iq4_xs,
 }
 
 # weights per chunk: bounds the float32 copies, some eight of them per thread

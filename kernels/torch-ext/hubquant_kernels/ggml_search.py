@@ -12,8 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .ggml_codebook import VALUES, nearest_values
+
 # below this ggml takes a group for all zero
 GROUP_MAX_EPS = 1e-15
+# below this the inverse scale of a range overflows, which ggml does not mind; the float16 scale is zero long before
+SPAN_MIN = 1e-36
 
 
 class AffineFit(NamedTuple):
@@ -98,7 +102,7 @@ def affine_search(x: Tensor, w: Tensor, levels: int, first: float, delta: float,
     """
     sums, weighted, codes = ColumnSum(x), ColumnSum(x), torch.empty_like(x)
     low, high = x.amin((0, 1)).clamp_(max=0.0), x.amax((0, 1))
-    flat = high <= low
+    flat = high - low < SPAN_MIN
     high = torch.where(flat, low + 1.0, high)
     sum_w, sum_x = sums.of(w), sums.of_product(w, x)
 
@@ -165,11 +169,35 @@ def symmetric_search(x: Tensor, w: Tensor, levels: int) -> SymmetricFit:
     return SymmetricFit(kept[1].masked_fill(zero, 0.0), kept[2].masked_fill(zero, 0.0))
 
 
+def codebook_search(x: Tensor, w: Tensor) -> Tensor:
+    """The scale [n] of each column for the codes of ggml_codebook under weights `w` (like x).
+
+    Tries the scales that give the peak −first value, then first value − 7..7, and keeps the first with the highest
+    (Σwxl)²/Σwl².
+    """
+    sums, wl = ColumnSum(x), torch.empty_like(x)
+    peak = signed_peak(x.flatten(0, 1))
+    zero = peak.abs() < GROUP_MAX_EPS
+    peak = torch.where(zero, torch.ones_like(peak), peak)
+    kept = torch.zeros(2, len(peak), device=x.device)
+    trial = torch.empty_like(kept)
+    best, scale = trial
+    first = divided(1.0, peak.neg() / VALUES[0])
+    for numerator in (0, *range(VALUES[0] - 7, VALUES[0] + 8)):
+        codes = nearest_values(x * (divided(numerator, peak) if numerator else first))
+        torch.mul(w, codes, out=wl)
+        sum_lx, sum_l2 = sums.of_product(wl, x), sums.of_product(wl, codes)
+        torch.div(sum_lx, sum_l2, out=scale)
+        torch.mul(scale, sum_lx, out=best)
+        better = sum_lx.square() > kept[0] * sum_l2 if numerator else torch.ones_like(zero)
+        keep(kept, trial, better & (sum_l2 > 0))
+    return kept[1].masked_fill(zero, 0.0)
+
+
 def positive_search(x: Tensor, w: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Codes 0..levels [size, n] for x ≥ 0 [size, n] and the scale [n], so that x ≈ scale·code under weights `w` (like x).
 
-    Nine inverse scales round levels / max(x), then up to five sweeps that move one code at a time to where the
-    least-squares scale of the others wants it, if that lowers the error.
+    Nine inverse scales round levels / max(x), then the sweeps of `improve_codes`.
     """
     peak = x.amax(0)
     zero = peak < GROUP_MAX_EPS
@@ -181,18 +209,23 @@ def positive_search(x: Tensor, w: Tensor, levels: int) -> tuple[Tensor, Tensor]:
         trial[1] = divided(numerator, peak)
         codes = (x * trial[1]).round_().clamp_(max=levels)
         difference = x - codes * divided(1.0, trial[1])
-        trial[0] = _in_order(difference.mul(w).mul_(difference))
+        trial[0] = in_order(difference.mul(w).mul_(difference))
         keep(kept, trial, trial[0] < kept[0])
     codes = (x * kept[1]).round_().clamp_(max=levels)
-    wx = w * x
-    sum_lx, sum_l2 = _improve_codes(x, w, wx, codes, levels)
-    scale = torch.where(sum_l2 > 0, sum_lx / sum_l2, torch.zeros_like(sum_l2))
+    scale = ratio(*improve_codes(x, w, codes, 0, levels))
     return codes.masked_fill_(zero, 0.0), scale.masked_fill_(zero, 0.0)
 
 
-def _improve_codes(x: Tensor, w: Tensor, wx: Tensor, codes: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """The sweeps of `positive_search`, on `codes` in place; returns Σwxl and Σwl² [n]."""
-    kept = torch.stack((_in_order(wx * codes), _in_order(w * codes * codes), codes[0]))
+def ratio(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is not positive."""
+    return torch.where(b > 0, a / b, torch.zeros_like(b))
+
+
+def improve_codes(x: Tensor, w: Tensor, codes: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Up to five sweeps that move one code at a time, within low..high, to where the least-squares scale of the others wants
+    it, if that lowers the error. `codes` [size, n] change in place; returns Σwxl and Σwl² [n]."""
+    wx = w * x
+    kept = torch.stack((in_order(wx * codes), in_order(w * codes * codes), codes[0]))
     trial = torch.empty_like(kept)
     for _ in range(5):
         changed = False
@@ -200,10 +233,11 @@ def _improve_codes(x: Tensor, w: Tensor, wx: Tensor, codes: Tensor, levels: int)
             kept[2] = row
             others_lx = kept[0] - wx_row * row
             others_l2 = kept[1] - w_row * row * row
-            moved = torch.div(x_row * others_l2, others_lx, out=trial[2]).round_().clamp_(max=levels)
+            moved = torch.div(x_row * others_l2, others_lx, out=trial[2]).round_().clamp_(low, high)
             lx = torch.add(others_lx, wx_row * moved, out=trial[0])
             l2 = torch.add(others_l2, w_row * moved * moved, out=trial[1])
-            better = (others_lx > 0) & (others_l2 > 0) & (moved != row) & (lx * lx * kept[1] > kept[0] * kept[0] * l2)
+            better = (others_lx > 0) & (moved != row) & (lx * lx * kept[1] > kept[0] * kept[0] * l2)
+            better &= l2 > 0 if low < 0 else others_l2 > 0
             keep(kept, trial, better)
             row.copy_(kept[2])
             changed = changed or bool(better.any())
@@ -212,7 +246,7 @@ def _improve_codes(x: Tensor, w: Tensor, wx: Tensor, codes: Tensor, levels: int)
     return kept[0], kept[1]
 
 
-def _in_order(x: Tensor) -> Tensor:
+def in_order(x: Tensor) -> Tensor:
     """The sum over dim 0, first row first."""
     total = x[0].clone()
     for row in x.unbind(0)[1:]:

@@ -26,9 +26,13 @@ _TYPES = (
     GgmlType("Q4_1", 3, 32, 20),
     GgmlType("Q5_0", 6, 32, 22),
     GgmlType("Q5_1", 7, 32, 24),
+    GgmlType("IQ4_NL", 20, 32, 18),
+    GgmlType("Q2_K", 10, 256, 84),
+    GgmlType("Q3_K", 11, 256, 110),
     GgmlType("Q4_K", 12, 256, 144),
     GgmlType("Q5_K", 13, 256, 176),
     GgmlType("Q6_K", 14, 256, 210),
+    GgmlType("IQ4_XS", 23, 256, 136),
 )
 
 GGML_TYPES: dict[str, GgmlType] = {t.name: t for t in _TYPES}

@@ -1,23 +1,24 @@
 """Encoders of the types with blocks of 32 weights and one or two float16 scales, and of the plain float types.
 
-ggml's own way is one scale from the range of the block; with importance, for the 4- and 5-bit types, a search.
+ggml's own way is one scale from the range of the block; with importance, and for IQ4_NL always, a search.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from . import ggml_best_affine as affine
 from . import ggml_best_symmetric as symmetric
+from .ggml_best_symmetric import SymmetricKind, inverse, peaks
+from .ggml_codebook import VALUES, nearest_places
 from .ggml_columns import Blocks, columns, exact_root, rows, stored
 from .ggml_layout import half_bytes, pack_bit32, pack_nibbles
-from .ggml_search import affine_search, signed_peak, symmetric_search
+from .ggml_search import ColumnSum, affine_search, codebook_search, divided, signed_peak, symmetric_search
 
-Q4_0 = symmetric.SymmetricKind(-8, 7, 0, 0, symmetric.peaks(-8, 7, 0.75, 2.0, 9))
-Q5_0 = symmetric.SymmetricKind(-16, 15, 0, 0, symmetric.peaks(-16, 15, 1.6, 2.0, 9))
+Q4_0 = SymmetricKind(-8, 7, 0, 0, peaks(-8, 7, 0.75, 2.0, 9))
+Q5_0 = SymmetricKind(-16, 15, 0, 0, peaks(-16, 15, 1.6, 2.0, 9))
 # −128 is left out: ggml never writes it, and kernels that negate a code could not
-Q8_0 = symmetric.SymmetricKind(-127, 127, 0, 0, symmetric.peaks(-127, 127, 12.7, 1.0, 9)[:9])
+Q8_0 = SymmetricKind(-127, 127, 0, 0, peaks(-127, 127, 12.7, 1.0, 9)[:9])
+IQ4_NL = SymmetricKind(VALUES[0], VALUES[-1], 0, 0, peaks(VALUES[0], VALUES[-1], 12.0, 20.0, 9), codebook=True)
 
 
 def encode_f32(blocks: Blocks) -> Tensor:
@@ -38,107 +39,94 @@ def round_away(x: Tensor) -> Tensor:
     return whole + (x - whole).mul_(2).trunc_()
 
 
-def _search_weights(blocks: Blocks) -> Tensor | None:
-    """ggml's weights for its searches, importance·√(mean square of the row + x²), as columns."""
-    if blocks.importance is None or blocks.row_square is None:
+def _search_weights(part: Blocks, x: Tensor) -> Tensor | None:
+    """ggml's weights for its searches, importance·√(mean square of the row + x²), for columns x."""
+    if part.importance is None or part.row_square is None:
         return None
-    x = columns(blocks.x, 32)
-    return exact_root((x * x).add_(blocks.row_square)).mul_(columns(blocks.importance, 32))
+    return exact_root((x * x).add_(part.row_square)).mul_(columns(part.importance, 32))
 
 
-def _in_parts(blocks: Blocks, encode: Callable[[Blocks], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(field) for field in zip(*map(encode, blocks.parts()), strict=True))
+def _joined(fields: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(field) for field in zip(*fields, strict=True))
 
 
-def _q8_0(blocks: Blocks) -> tuple[Tensor, Tensor]:
-    peak = blocks.x.abs().amax(1)
+def _symmetric(part: Blocks, kind: SymmetricKind) -> tuple[Tensor, Tensor]:
+    """float16 d [n, 1] and codes counted from the lowest, uint8 [n, 32], as ggml finds them for Q4_0 and Q5_0."""
+    n, levels, x = len(part.x), -kind.low, columns(part.x, 32)
+    w = _search_weights(part, x)
+    if w is None:
+        d = signed_peak(x.flatten(0, 1)) / -levels
+        codes = (x * inverse(d)).add_(levels + 0.5).trunc_()
+    else:
+        d, iscale = symmetric_search(x, w, levels)
+        codes = (x * iscale).round_().add_(levels).masked_fill_(iscale == 0, 0.0)
+    return stored(d), rows(codes.clamp_(0, 2 * levels - 1), n)
+
+
+def _q8_0(part: Blocks) -> tuple[Tensor, Tensor]:
+    peak = part.x.abs().amax(1)
     d = peak / torch.full_like(peak, 127.0)
-    return stored(d), round_away(blocks.x * symmetric.inverse(d)[:, None])
+    return stored(d), round_away(part.x * inverse(d)[:, None]).add_(127).to(torch.uint8)
 
 
-def _symmetric(blocks: Blocks, kind: symmetric.SymmetricKind) -> tuple[Tensor, Tensor]:
-    """float16 d [n, 1] and codes low..high [n, 32], as ggml finds them."""
-    levels, w = -kind.low, _search_weights(blocks)
-    if w is not None:
-        x = columns(blocks.x, 32)
-        scale, iscale = symmetric_search(x, w, levels)
-        codes = rows((x * iscale).round_().clamp_(kind.low, kind.high).add_(levels), len(blocks.x)).float()
-        return stored(scale), codes.masked_fill_((iscale == 0)[:, None], 0.0).sub_(levels)
-    d = signed_peak(blocks.x.T) / -levels
-    codes = (blocks.x * symmetric.inverse(d)[:, None] + (levels + 0.5)).trunc_().clamp_(0, 2 * levels - 1)
-    return stored(d), codes.sub_(levels)
+def _iq4_nl(part: Blocks) -> tuple[Tensor, Tensor]:
+    x = columns(part.x, 32)
+    w = x * x
+    if part.importance is not None:
+        w = exact_root(w.add_(ColumnSum(x).of(w) * 2 / 32)).mul_(columns(part.importance, 32))
+    scale = codebook_search(x, w)
+    iscale = torch.where(scale == 0, torch.zeros_like(scale), divided(1.0, scale))
+    return stored(scale), rows(nearest_places(x * iscale), len(part.x))
 
 
-def _affine(blocks: Blocks, levels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """float16 d and m [n, 1] and codes 0..levels [n, 32], as ggml finds them."""
-    w = _search_weights(blocks)
-    if w is not None:
-        x = columns(blocks.x, 32)
-        scale, minimum, iscale, origin = affine_search(x, w, levels, -0.9, 0.05, 36)
-        codes = rows((x - origin).mul_(iscale).round_().clamp_(0, levels), len(blocks.x))
-        return stored(scale), stored(-minimum), codes.float()
-    low = blocks.x.amin(1)
-    span = blocks.x.amax(1) - low
-    d = span / torch.full_like(span, levels)
-    codes = ((blocks.x - low[:, None]) * symmetric.inverse(d)[:, None] + 0.5).trunc_().clamp_(0, levels)
-    return stored(d), stored(low), codes
+def _affine(part: Blocks, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """float16 d and m [n, 1] and codes uint8 [n, 32], as ggml finds them for Q4_1 and Q5_1."""
+    x = columns(part.x, 32)
+    w = _search_weights(part, x)
+    if w is None:
+        low = x.amin((0, 1))
+        span = x.amax((0, 1)) - low
+        d = span / torch.full_like(span, levels)
+        codes = (x - low).mul_(inverse(d)).add_(0.5).trunc_()
+    else:
+        d, minimum, iscale, origin = affine_search(x, w, levels, -0.9, 0.05, 36)
+        low, codes = -minimum, (x - origin).mul_(iscale).round_()
+    return stored(d), stored(low), rows(codes.clamp_(0, levels), len(part.x))
 
 
-def _best_symmetric(blocks: Blocks, kind: symmetric.SymmetricKind, d: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The better of these and the best found."""
-    w = blocks.weights()
-    x = symmetric.SymmetricColumns(columns(blocks.x, 32), None if w is None else columns(w, 32), kind)
-    error = x.error(columns(codes, 32).flatten(0, 1), d.float().view(-1))
-    new, new_error = symmetric.best_one_level(x)
-    better = (new_error < error)[:, None]
-    return torch.where(better, new[:, None].half(), d), torch.where(better, x.rounded(new).T, codes)
-
-
-def _best_affine(blocks: Blocks, levels: int, d: Tensor, m: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The better of these and the best found."""
-    w = blocks.weights()
-    x = affine.AffineColumns(columns(blocks.x, 32), None if w is None else columns(w, 32), levels, signed=True)
-    error = x.error(x.x - m.float().view(-1), columns(codes, 32).flatten(0, 1), d.float().view(-1))
-    new, minimum, new_error = affine.best_one_level(x)
-    better = (new_error < error)[:, None]
-    new_m = minimum.neg()[:, None].half()
-    return (
-        torch.where(better, new[:, None].half(), d),
-        torch.where(better, new_m, m),
-        torch.where(better, x.rounded(new, minimum).T, codes),
-    )
-
-
-def _encode_symmetric(blocks: Blocks, kind: symmetric.SymmetricKind) -> tuple[Tensor, Tensor]:
-    """Bytes of d [n, 2] and codes counted from the lowest, uint8 [n, 32]."""
-
-    def encode(part: Blocks) -> tuple[Tensor, ...]:
-        found = _q8_0(part) if kind.low == -127 else _symmetric(part, kind)
-        return _best_symmetric(part, kind, *found) if blocks.best else found
-
-    d, codes = _in_parts(blocks, encode)
+def _encode_symmetric(blocks: Blocks, kind: SymmetricKind) -> tuple[Tensor, Tensor]:
+    """Bytes of d [n, 2] and codes as bytes [n, 32]."""
+    d, codes = _joined([_symmetric(part, kind) for part in blocks.parts()])
+    if blocks.best:
+        symmetric.improve_one_level(blocks, kind, d, codes)
     return half_bytes(d), codes
 
 
 def _encode_affine(blocks: Blocks, levels: int) -> tuple[Tensor, Tensor]:
     """Bytes of d and m [n, 4] and codes uint8 [n, 32]."""
-
-    def encode(part: Blocks) -> tuple[Tensor, ...]:
-        found = _affine(part, levels)
-        return _best_affine(part, levels, *found) if blocks.best else found
-
-    d, m, codes = _in_parts(blocks, encode)
-    return torch.cat((half_bytes(d), half_bytes(m)), dim=1), codes.to(torch.uint8)
+    d, m, codes = _joined([_affine(part, levels) for part in blocks.parts()])
+    if blocks.best:
+        affine.improve_one_level(blocks, affine.AffineKind(levels, signed=True), d, m, codes)
+    return torch.cat((half_bytes(d), half_bytes(m)), dim=1), codes
 
 
 def encode_q8_0(blocks: Blocks) -> Tensor:
-    d, codes = _encode_symmetric(blocks, Q8_0)
-    return torch.cat((d, codes.to(torch.int8).view(torch.uint8)), dim=1)
+    d, codes = _joined([_q8_0(part) for part in blocks.parts()])
+    if blocks.best:
+        symmetric.improve_one_level(blocks, Q8_0, d, codes)
+    return torch.cat((half_bytes(d), codes - 127), dim=1)
+
+
+def encode_iq4_nl(blocks: Blocks) -> Tensor:
+    d, codes = _joined([_iq4_nl(part) for part in blocks.parts()])
+    if blocks.best:
+        symmetric.improve_one_level(blocks, IQ4_NL, d, codes)
+    return torch.cat((half_bytes(d), pack_nibbles(codes, 16)), dim=1)
 
 
 def encode_q4_0(blocks: Blocks) -> Tensor:
     d, codes = _encode_symmetric(blocks, Q4_0)
-    return torch.cat((d, pack_nibbles(codes.add_(8).to(torch.uint8), 16)), dim=1)
+    return torch.cat((d, pack_nibbles(codes, 16)), dim=1)
 
 
 def encode_q4_1(blocks: Blocks) -> Tensor:
@@ -148,7 +136,6 @@ def encode_q4_1(blocks: Blocks) -> Tensor:
 
 def encode_q5_0(blocks: Blocks) -> Tensor:
     d, codes = _encode_symmetric(blocks, Q5_0)
-    codes = codes.add_(16).to(torch.uint8)
     return torch.cat((d, pack_bit32(codes >> 4), pack_nibbles(codes & 15, 16)), dim=1)
 
 
