@@ -12,6 +12,7 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"  # the local Hub stores large files throu
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # models this small are slower on several threads, and the same bytes come out everywhere
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HF_HUB_OFFLINE", None)
 
