@@ -82,7 +82,8 @@ def make_artifact(out: Path, name: str, seed: int = 0) -> Artifact:
     )
     return Artifact(
         variant=name, folder=variant.folder, files={path.name: file_sha256(path) for path in files},
-        size_bytes=sum(path.stat().st_size for path in files if path.name != "imatrix.gguf"), bits_per_weight=4.25, tensors=tensors, seconds=1.5,
+        size_bytes=sum(path.stat().st_size for path in files if path.name != "imatrix.gguf"), bits_per_weight=4.25,
+        tensors=tensors, seconds=1.5,
     )  # fmt: skip
 
 
