@@ -6,10 +6,12 @@ from hubquant.artifact import Artifact, Report
 from hubquant.hub.markup import Markup, code, escape
 from hubquant.recipe import Variant
 
+FOLD = "per-channel scales (AWQ) searched on the Hessian of each input and folded into the layer before it"
+FEEDBACK = "codes with GPTQ's error feedback in group-aware activation order, ranges searched under the error that remains"
 METHODS = {
-    "gptq": "GPTQ, solved per layer from the Hessian of its input",
-    "awq": "AWQ, scales and clips searched on the Hessian of the layer's input",
-    "gguf": "GGUF, blocks fitted with an importance matrix from the same Hessian",
+    "gptq": f"GPTQ: {FOLD}; {FEEDBACK}",
+    "awq": f"AWQ: {FOLD}; {FEEDBACK}",
+    "gguf": "GGUF: blocks searched for the least error weighted by an importance matrix, the diagonal of the same Hessian",
 }
 SIXTEEN_BIT = ("F16", "BF16", "F32")
 MAX_NOTES = 12
