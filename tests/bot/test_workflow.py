@@ -1,8 +1,10 @@
 """Steps that survive: a stop, lost files, a cancellation, a Hub that fails, a gate that refuses. With the real heavy steps."""
 
 import json
+import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -14,11 +16,12 @@ import pytest
 from huggingface_hub import HfApi
 
 from hubquant.artifact import Base, Evaluation, Protocol, Report, Verdict
-from hubquant.bot import queue, worker
+from hubquant.bot import database, queue, worker
+from hubquant.bot.intake import consider, request
 from hubquant.bot.job import Job
 from hubquant.bot.queue import JobStatus
 from hubquant.bot.worker import Observer
-from hubquant.bot.workflow import Bench, Work
+from hubquant.bot.workflow import MAX_RECOVERIES, Bench, Work
 from hubquant.config import Settings
 from hubquant.errors import HubUnavailable, NotAuthorized, QualityRefused, UsageError, WorkerBusy
 from hubquant.hub.client import Hub
@@ -177,6 +180,39 @@ def test_run_forever_polls_again_until_it_is_stopped(
         thread.join(30)
     assert not thread.is_alive()
     assert heard[-1].error
+
+
+def test_people_s_requests_run_before_what_the_watcher_found(settings: Settings, hub: Hub, org: HfApi, add_model: AddModel) -> None:
+    found = [consider(settings, hub, hub.model_info(add_model(name))) for name in ("one", "two")]
+    asked = request(settings, hub, add_model("three"), (), "ada")
+    assert all(decision.admitted for decision in found)
+    assert isinstance(asked, Job)
+    for name in ("one", "two", "three"):
+        org.delete_repo(f"demo-org/{name}")  # so that the jobs are short
+    summary = worker.run_once(settings, TOKEN)
+    assert [job.state for job in summary.jobs] == ["failed"] * 3
+    log = (settings.state / "bot.log").read_text()
+    assert re.findall(r"demo-org/(\w+): start snapshot", log) == ["three", "one", "two"]
+
+
+def test_a_job_that_keeps_killing_its_worker_is_set_aside(settings: Settings, hub: Hub, org: HfApi, add_model: AddModel) -> None:
+    for name in ("deadly", "other"):
+        consider(settings, hub, hub.model_info(add_model(name)))
+        org.delete_repo(f"demo-org/{name}")
+    deadly, other = sorted(queue.list_jobs(settings), key=lambda status: status.repo_id)
+    left_by_a_crash = "status = 'PENDING', executor_id = 'worker', application_version = ?, recovery_attempts = ?"
+    with sqlite3.connect(settings.state / "bot.sqlite") as connection:
+        connection.execute(
+            f"UPDATE workflow_status SET {left_by_a_crash} WHERE workflow_uuid = ?",
+            (database.APPLICATION_VERSION, MAX_RECOVERIES + 1, deadly.id),
+        )
+    connection.close()
+    worker.run_once(settings, TOKEN)
+    status = queue.find(settings, deadly.id)
+    assert status is not None
+    assert (status.state, status.active) == ("failed", False)
+    assert "the worker died" in status.error
+    assert [job.state for job in queue.list_jobs(settings, ids=[other.id])] == ["failed"], "the queue goes on"
 
 
 def test_no_variant_good_enough_publishes_nothing(tmp_path: Path, settings: Settings) -> None:
