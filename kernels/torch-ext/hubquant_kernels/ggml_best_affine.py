@@ -33,7 +33,7 @@ class AffineKind(NamedTuple):
         """The codes that the upper end of the range gets in each trial: from leaving some unused to clipping the largest
         weights. The wider the choice, the more often rounding happens to fall well."""
         low, high = self.levels - 0.9 - 0.07 * self.levels, self.levels + 1.25
-        return [low + (high - low) * i / 7 for i in range(8)]
+        return [low + (high - low) * i / 5 for i in range(6)]
 
     def factors(self) -> list[float]:
         """Factors on the float16 scale that gives the largest sub-block scale the largest code."""
@@ -114,34 +114,40 @@ def search(columns: AffineColumns) -> Tensor:
     highest = torch.full_like(low, torch.inf) if columns.kind.signed else torch.zeros_like(low)
     low = torch.minimum(low, highest)
     best = torch.full((5, len(low)), torch.inf, device=low.device)
-    sums = torch.empty(len(steps), 3, len(low), device=low.device)
+    trial = torch.empty_like(best)
+    sums = torch.empty(3, len(steps), len(low), device=low.device)
     for offset in OFFSETS:
         origin = torch.minimum(torch.lerp(low, high, offset / columns.kind.levels), highest)
-        span = (high - origin).clamp_(min=TINY)
+        per_step = (high - origin).clamp_(min=TINY).reciprocal_()
         shifted = torch.sub(columns.x, origin, out=columns.shifted)
-        for step, out in zip(steps, sums, strict=True):
-            columns.sums(columns.round(shifted, step / span), shifted, out)
-        fits = _least_squares(columns, shifted, origin, highest - origin, sums)
-        chosen = fits[0].min(0).indices.view(1, 1, -1).expand(5, 1, -1)
-        trial = fits.gather(1, chosen).squeeze(1)
+        for i, step in enumerate(steps):
+            columns.sums(columns.round(shifted, step * per_step), shifted, sums[:, i])
+        weighted = columns.weighted(shifted)
+        sum_x, sum_xx = weighted.sum(0), torch.mul(weighted, shifted, out=columns.product).sum(0)
+        fits = _least_squares(columns.sum_w, sum_x, sum_xx, highest - origin, sums)
+        _, chosen = fits[0].min(0, keepdim=True)
+        torch.gather(fits, 1, chosen.expand(3, 1, -1), out=trial[:3, None])
+        torch.gather(sums[:2], 1, chosen.expand(2, 1, -1), out=trial[3:, None])
+        torch.add(trial[2], origin, out=trial[2]).neg_()
         keep(best, trial, trial[0] < best[0])
     return best
 
 
-def _least_squares(columns: AffineColumns, shifted: Tensor, origin: Tensor, highest: Tensor, sums: Tensor) -> Tensor:
-    """The rows of `search` for trials with these sums [trials, 3, columns]: [5, trials, columns].
-
-    shifted ≈ scale·code + start, start ≤ highest.
-    """
-    sum_l, sum_l2, sum_lx = sums.unbind(1)
-    sum_w, weighted = columns.sum_w, columns.weighted(shifted)
-    sum_x, sum_xx = weighted.sum(0), torch.mul(weighted, shifted, out=columns.product).sum(0)
-    determinant = torch.maximum(sum_w * sum_l2 - sum_l * sum_l, 1e-6 * sum_w * sum_l2).clamp_(min=TINY)
-    start = torch.minimum((sum_x * sum_l2 - sum_l * sum_lx).div_(determinant), highest)
-    scale = (sum_lx - start * sum_l).div_(sum_l2.clamp(min=TINY))
-    cross = (start * sum_l - sum_lx).mul_(2)
-    error = (scale * sum_l2).add_(cross).mul_(scale).add_(sum_xx).add_(start * (start * sum_w - 2 * sum_x))
-    return torch.stack((error, scale, -(origin + start), sum_l, sum_l2))
+def _least_squares(sum_w: Tensor, sum_x: Tensor, sum_xx: Tensor, highest: Tensor, sums: Tensor) -> Tensor:
+    """Error, scale and start of x ≈ scale·code + start, start ≤ highest, for trials with these sums [3, trials, columns]."""
+    sum_l, sum_l2, sum_lx = sums
+    fits = torch.empty_like(sums)
+    error, scale, start = fits
+    torch.mul(sum_l2, sum_w, out=scale)
+    determinant = torch.addcmul(scale, sum_l, sum_l, value=-1, out=error)
+    torch.maximum(determinant, scale.mul_(1e-6), out=determinant).clamp_(min=TINY)
+    torch.mul(sum_l2, sum_x, out=start).addcmul_(sum_l, sum_lx, value=-1).div_(determinant)
+    torch.minimum(start, highest, out=start)
+    torch.addcmul(sum_lx, start, sum_l, value=-1, out=scale).div_(sum_l2.clamp(min=TINY))
+    # Σw(x − scale·l − start)², of which the terms in scale add up to −scale·(2(Σwlx − start·Σwl) − scale·Σwl²)
+    torch.mul(start, sum_w, out=error).sub_(sum_x, alpha=2).mul_(start).add_(sum_xx)
+    error.addcmul_(scale * scale, sum_l2).addcmul_(scale, torch.addcmul(sum_lx, start, sum_l, value=-1), value=-2)
+    return fits
 
 
 def choose_scale(target: Tensor, curvature: Tensor, kind: AffineKind) -> tuple[Tensor, Tensor]:
@@ -199,7 +205,7 @@ def refit(columns: AffineColumns, fields: AffineFields) -> AffineFields:
     return AffineFields(d.clamp_(min=0.0), dmin if columns.kind.signed else dmin.clamp_(min=0.0), sc, m)
 
 
-def best_two_level(columns: AffineColumns, n: int, rounds: int = 2) -> tuple[AffineFields, Tensor]:
+def best_two_level(columns: AffineColumns, n: int, rounds: int = 1) -> tuple[AffineFields, Tensor]:
     """Fields of n super-blocks and their errors [n]."""
     fields, error = improve_codes(columns, first_fields(columns, n))
     for _ in range(rounds):
@@ -210,7 +216,7 @@ def best_two_level(columns: AffineColumns, n: int, rounds: int = 2) -> tuple[Aff
     return fields, error
 
 
-def best_one_level(columns: AffineColumns, rounds: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def best_one_level(columns: AffineColumns, rounds: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Scale and minimum with float16 values, and the error, all [n], of blocks without sub-blocks."""
     _, scale, minimum, _, _ = search(columns)
     fields = AffineFields(rounded16(scale).clamp_(min=0.0), rounded16(minimum), *torch.ones(2, 1, len(scale), device=scale.device))

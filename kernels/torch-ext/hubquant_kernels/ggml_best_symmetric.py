@@ -34,7 +34,7 @@ class SymmetricKind(NamedTuple):
 
     def factors(self) -> list[float]:
         """Factors on the float16 scale that gives the largest sub-block scale the largest code."""
-        return [1 + 0.64 / self.sc_high * i for i in range(-12, 13)]
+        return [1 + 1.28 / self.sc_high * i for i in range(-6, 7)]
 
 
 def peaks(low: int, high: int, inside: float, beyond: float, count: int) -> tuple[float, ...]:
@@ -140,7 +140,7 @@ def refit(columns: SymmetricColumns, d: Tensor, sc: Tensor) -> Tensor:
     return rounded16((sc * sum_lx).sum(0) / (sc * sc * sum_l2).sum(0).clamp(min=TINY))
 
 
-def best_two_level(columns: SymmetricColumns, n: int, rounds: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+def best_two_level(columns: SymmetricColumns, n: int, rounds: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """d [n], sub-block scales [g, n] and errors [n] of n super-blocks."""
     scale, curvature = (t.view(-1, n) for t in search(columns))
     d, sc = choose_scale(scale, curvature, columns.kind)
@@ -154,7 +154,7 @@ def best_two_level(columns: SymmetricColumns, n: int, rounds: int = 2) -> tuple[
     return d, sc, error
 
 
-def best_one_level(columns: SymmetricColumns, rounds: int = 2) -> tuple[Tensor, Tensor]:
+def best_one_level(columns: SymmetricColumns, rounds: int = 1) -> tuple[Tensor, Tensor]:
     """d [n] and errors [n] of blocks without sub-blocks."""
     d = rounded16(search(columns)[0])
     error = columns.error(columns.rounded(d), d)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # weights whose columns, and what is computed of them, stay in a core's cache
-CACHE_WEIGHTS = 1 << 17
+CACHE_WEIGHTS = 1 << 16
 
 
 class Blocks(NamedTuple):
@@ -20,8 +20,8 @@ class Blocks(NamedTuple):
     best: bool
 
     def parts(self) -> Iterator["Blocks"]:
-        """The same blocks, a cacheful at a time."""
-        step = CACHE_WEIGHTS // self.x.shape[1]
+        """The same blocks, a cacheful at a time; all at once where there is no such cache."""
+        step = CACHE_WEIGHTS // self.x.shape[1] if self.x.device.type == "cpu" else len(self.x)
         for start in range(0, len(self.x), step):
             x, importance, row_square = (None if t is None else t[start : start + step] for t in self[:3])
             assert x is not None

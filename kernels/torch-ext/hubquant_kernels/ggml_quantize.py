@@ -31,11 +31,15 @@ ENCODERS: dict[str, Callable[[Blocks], Tensor]] = {
     "IQ4_XS": kquant_symmetric.encode_iq4_xs,
 }
 
-# weights per chunk: bounds the float32 copies, some eight of them per thread
-CHUNK_WEIGHTS = 1 << 20
+# weights per chunk: bounds the float32 copies
+CHUNK_WEIGHTS = {"cpu": 1 << 20, "other": 1 << 22}
 # blocks are padded to a multiple of this, for which sums over columns run in ggml's order
 ALIGNMENT = 64
 MAX_THREADS = 8
+
+
+def _chunk_weights(device: torch.device) -> int:
+    return CHUNK_WEIGHTS.get(device.type, CHUNK_WEIGHTS["other"])
 
 
 def _padded(x: Tensor | None, fill: float) -> Tensor | None:
@@ -48,7 +52,7 @@ def _row_square(weight: Tensor) -> Tensor:
     """The mean square of each row [out], summed from left to right as ggml does."""
     out, n = weight.shape
     means = torch.empty(out, device=weight.device)
-    step = max(ALIGNMENT, CHUNK_WEIGHTS // n // ALIGNMENT * ALIGNMENT)
+    step = max(ALIGNMENT, _chunk_weights(weight.device) // n // ALIGNMENT * ALIGNMENT)
     for start in range(0, out, step):
         part = weight[start : start + step].float()
         squares = part.new_zeros(n, len(part) + -len(part) % ALIGNMENT)
@@ -58,19 +62,19 @@ def _row_square(weight: Tensor) -> Tensor:
     return means
 
 
-def _each(encode: Callable[[int], None], starts: range, device: torch.device) -> None:
-    """Calls `encode` for every chunk. On a CPU each chunk has a thread of its own whose operations are not split further:
-    splitting each of them costs more in waiting than it gains."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
+def _each(encode: Callable[[int], None], starts: range, threads: int) -> None:
+    """Calls `encode` for every chunk, each in a thread of its own whose operations are not split further: splitting each of
+    them costs more in waiting than it gains."""
+    if threads == 1:
         list(map(encode, starts))
         return
+    before = torch.get_num_threads()
     torch.set_num_threads(1)  # what threads started from here on begin with
     try:
-        with ThreadPoolExecutor(min(threads, MAX_THREADS)) as pool:
+        with ThreadPoolExecutor(threads) as pool:
             list(pool.map(encode, starts))
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("ggml_quantize"), mutates_args=())
@@ -85,8 +89,9 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
     column_importance = None if importance is None else importance.detach().float().view(per_row, kind.block_size)
     row_square = _row_square(weight.detach()) if importance is not None and kind.block_size == 32 else None
     out = torch.empty(len(blocks), kind.type_size, dtype=torch.uint8, device=weight.device)
-    share = -(-len(blocks) // (torch.get_num_threads() * ALIGNMENT)) * ALIGNMENT
-    step = max(ALIGNMENT, min(share, CHUNK_WEIGHTS // kind.block_size))
+    threads = min(torch.get_num_threads(), MAX_THREADS) if weight.device.type == "cpu" else 1
+    share = -(-len(blocks) // (threads * ALIGNMENT)) * ALIGNMENT
+    step = max(ALIGNMENT, min(share, _chunk_weights(weight.device) // kind.block_size))
 
     def encode(start: int) -> None:
         x = blocks[start : start + step].float()
@@ -98,7 +103,7 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
         part = Blocks(filled, _padded(part_importance, 1.0), _padded(part_square, 1.0), mode == "best")
         out[start : start + step] = encoder(part)[: len(x)]
 
-    _each(encode, range(0, len(blocks), step), weight.device)
+    _each(encode, range(0, len(blocks), step), threads)
     return out.view(weight.shape[0], per_row * kind.type_size)
 
 

@@ -44,24 +44,25 @@ class ColumnSum:
     """
 
     def __init__(self, like: Tensor) -> None:
-        self.parts, _, n = like.shape
-        self.rows = like.new_empty(17 * self.parts - 1, n)
-        self.terms = self.rows.as_strided(like.shape, (17 * n, n, 1))
+        parts, _, n = like.shape
+        rows = like.new_empty(17 * parts - 1, n)
+        self.terms = rows.as_strided(like.shape, (17 * n, n, 1))
+        starts = (-1, *range(16, 17 * parts - 1, 17))
+        self._parts = [rows[max(start, 0) : start + 17] for start in starts]
+        self._totals = [rows[start] for start in starts[1:]]
 
     def of(self, terms: Tensor) -> Tensor:
         self.terms.copy_(terms)
         return self.total()
 
-    def of_product(self, a: Tensor, b: Tensor) -> Tensor:
+    def of_product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         torch.mul(a, b, out=self.terms)
-        return self.total()
+        return self.total(out)
 
-    def total(self) -> Tensor:
-        total = self.rows[:16].sum(0)
-        for start in range(16, 17 * self.parts - 1, 17):
-            self.rows[start] = total
-            total = self.rows[start : start + 17].sum(0)
-        return total
+    def total(self, out: Tensor | None = None) -> Tensor:
+        for part, total in zip(self._parts, self._totals, strict=False):
+            torch.sum(part, 0, out=total)
+        return torch.sum(self._parts[-1], 0, out=out)
 
 
 def divided(numerator: float, x: Tensor) -> Tensor:
@@ -86,11 +87,41 @@ def keep(kept: Tensor, trial: Tensor, better: Tensor) -> None:
     bits.bitwise_xor_(others.bitwise_xor_(bits).bitwise_and_(mask))
 
 
-def _weighted_error(sums: ColumnSum, x: Tensor, w: Tensor, codes: Tensor, scale: Tensor, minimum: Tensor, absolute: bool) -> Tensor:
-    """Σ w·|scale·code + minimum − x|^(1 or 2) [n]; the codes are spent."""
-    difference = codes.mul_(scale).add_(minimum).sub_(x)
-    difference = difference.abs_() if absolute else difference.square_()
-    return sums.of_product(difference, w)
+class _LeastSquares:
+    """Scale and minimum of x ≈ scale·code + minimum ≤ 0, in ggml's order of operations."""
+
+    def __init__(self, x: Tensor, w: Tensor) -> None:
+        self.x, self.w = x, w
+        self.sums, self.weighted = ColumnSum(x), ColumnSum(x)
+        # rows Σwl², Σwlx, Σwx, Σwl; of the products below determinant, then numerators of scale and minimum
+        self.rows, self.left, self.right = x.new_empty(4, x.shape[2]), x.new_empty(3, x.shape[2]), x.new_empty(3, x.shape[2])
+        self.sum_w = self.sums.of(w)
+        self.sums.of_product(w, x, out=self.rows[2])
+
+    def fit(self, codes: Tensor, out: Tensor) -> Tensor:
+        """Writes scale and minimum into `out` [2, n]; returns where they are valid."""
+        l2, lx, x, l = self.rows  # noqa: E741
+        self.weighted.of_product(self.w, codes, out=l)
+        self.sums.of_product(self.weighted.terms, codes, out=l2)
+        self.sums.of_product(self.weighted.terms, self.x, out=lx)
+        torch.mul(self.rows[:2], self.sum_w, out=self.left[:2])
+        torch.mul(l2, x, out=self.left[2])
+        torch.mul(l, l, out=self.right[0])
+        torch.mul(x, l, out=self.right[1])
+        torch.mul(l, lx, out=self.right[2])
+        self.left.sub_(self.right)
+        torch.div(self.left[1:], self.left[0], out=out)
+        scale, minimum = out
+        positive = minimum > 0
+        if positive.any():
+            scale.copy_(torch.where(positive, lx / l2, scale))
+            minimum.masked_fill_(positive, 0.0)
+        return self.left[0] > 0
+
+    def error(self, codes: Tensor, scale: Tensor, minimum: Tensor, absolute: bool, out: Tensor) -> Tensor:
+        """Σ w·|scale·code + minimum − x|^(1 or 2) into `out` [n]; the codes are spent."""
+        difference = codes.mul_(scale).add_(minimum).sub_(self.x)
+        return self.sums.of_product(difference.abs_() if absolute else difference.square_(), self.w, out=out)
 
 
 def affine_search(x: Tensor, w: Tensor, levels: int, first: float, delta: float, steps: int, absolute: bool = False) -> AffineFit:
@@ -100,34 +131,24 @@ def affine_search(x: Tensor, w: Tensor, levels: int, first: float, delta: float,
     followed by a weighted least-squares fit, and keeps the one with the lowest squared (or absolute) error. A fit that was
     kept moves the lower end of the range for the trials after it.
     """
-    sums, weighted, codes = ColumnSum(x), ColumnSum(x), torch.empty_like(x)
+    problem, codes = _LeastSquares(x, w), torch.empty_like(x)
     low, high = x.amin((0, 1)).clamp_(max=0.0), x.amax((0, 1))
     flat = high - low < SPAN_MIN
     high = torch.where(flat, low + 1.0, high)
-    sum_w, sum_x = sums.of(w), sums.of_product(w, x)
 
     iscale = divided(levels, high - low)
-    scale = divided(1.0, iscale)
+    kept = torch.stack((low, divided(1.0, iscale), low, iscale, low))  # rows error, scale, minimum, inverse scale, origin
     torch.sub(x, low, out=codes).mul_(iscale).round_().clamp_(0, levels)
-    error = _weighted_error(sums, x, w, codes, scale, low, absolute)
-    kept = torch.stack((error, scale, low, iscale, low))
+    problem.error(codes, kept[1], low, absolute, out=kept[0])
     trial = torch.empty_like(kept)
     error, scale, minimum, iscale, origin = trial
     for numerator in _ladder(levels, first, delta, range(steps + 1)):
         origin.copy_(kept[2])
-        iscale.copy_(divided(numerator, high - origin))
+        torch.div(torch.tensor(numerator), high - origin, out=iscale)
         torch.sub(x, origin, out=codes).mul_(iscale).round_().clamp_(0, levels)
-        sum_l = weighted.of_product(w, codes)
-        sum_l2, sum_xl = sums.of_product(weighted.terms, codes), sums.of_product(weighted.terms, x)
-        determinant = sum_w * sum_l2 - sum_l * sum_l
-        torch.div(sum_w * sum_xl - sum_x * sum_l, determinant, out=scale)
-        torch.div(sum_l2 * sum_x - sum_l * sum_xl, determinant, out=minimum)
-        positive = minimum > 0
-        if positive.any():
-            scale.copy_(torch.where(positive, sum_xl / sum_l2, scale))
-            minimum.masked_fill_(positive, 0.0)
-        error.copy_(_weighted_error(sums, x, w, codes, scale, minimum, absolute))
-        keep(kept, trial, (determinant > 0) & (error < kept[0]))
+        valid = problem.fit(codes, out=trial[1:3])
+        problem.error(codes, scale, minimum, absolute, out=error)
+        keep(kept, trial, valid & (error < kept[0]))
     _, scale, minimum, iscale, origin = kept
     return AffineFit(scale.masked_fill(flat, 0.0), torch.where(flat, -low, -minimum), iscale.masked_fill(flat, 0.0), origin)
 

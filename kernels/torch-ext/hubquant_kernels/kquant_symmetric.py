@@ -10,9 +10,9 @@ from .ggml_layout import pack_iq4_xs, pack_q3_k, pack_q6_k
 from .ggml_search import GROUP_MAX_EPS, ColumnSum, codebook_search, divided, improve_codes, ratio, signed_peak, symmetric_search
 from .kquant import superblock_square
 
-Q3_K = SymmetricKind(-4, 3, -32, 31, peaks(-4, 3, 0.75, 1.5, 9))
+Q3_K = SymmetricKind(-4, 3, -32, 31, peaks(-4, 3, 0.75, 1.5, 7))
 Q6_K = SymmetricKind(-32, 31, -128, 127, peaks(-32, 31, 4.8, 1.25, 9))
-IQ4_XS = SymmetricKind(VALUES[0], VALUES[-1], -32, 31, peaks(VALUES[0], VALUES[-1], 12.0, 20.0, 9), codebook=True)
+IQ4_XS = SymmetricKind(VALUES[0], VALUES[-1], -32, 31, peaks(VALUES[0], VALUES[-1], 12.0, 20.0, 7), codebook=True)
 
 # scales [g, n], codes of the search as bytes [n, 256], sum of the weights [g, n]
 Fits = tuple[Tensor, Tensor, Tensor]

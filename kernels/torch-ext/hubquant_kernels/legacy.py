@@ -17,8 +17,8 @@ from .ggml_search import ColumnSum, affine_search, codebook_search, divided, sig
 Q4_0 = SymmetricKind(-8, 7, 0, 0, peaks(-8, 7, 0.75, 2.0, 9))
 Q5_0 = SymmetricKind(-16, 15, 0, 0, peaks(-16, 15, 1.6, 2.0, 9))
 # −128 is left out: ggml never writes it, and kernels that negate a code could not
-Q8_0 = SymmetricKind(-127, 127, 0, 0, peaks(-127, 127, 12.7, 1.0, 9)[:9])
-IQ4_NL = SymmetricKind(VALUES[0], VALUES[-1], 0, 0, peaks(VALUES[0], VALUES[-1], 12.0, 20.0, 9), codebook=True)
+Q8_0 = SymmetricKind(-127, 127, 0, 0, peaks(-127, 127, 12.7, 1.0, 13)[:13])
+IQ4_NL = SymmetricKind(VALUES[0], VALUES[-1], 0, 0, peaks(VALUES[0], VALUES[-1], 12.0, 20.0, 7), codebook=True)
 
 
 def encode_f32(blocks: Blocks) -> Tensor:
