@@ -121,9 +121,10 @@ class Work:
         except HubquantError as failure:
             log.error("%s %s: %s failed: %s", self.job.id, self.job.base.repo_id, name, failure)
             raise type(failure)(str(failure)) from None  # what led to it stays in the log: the record keeps one sentence
-        except Exception:
+        except Exception as bug:  # the edge of the job: the queue goes on
             log.exception("%s %s: %s failed with a bug", self.job.id, self.job.base.repo_id, name)
-            raise
+            what = f"{type(bug).__name__}: {bug}"
+            raise HubquantError(f"{name} failed with a bug in hubquant: {what}; the traceback is in bot.log") from None
         log.info("%s %s: finish %s", self.job.id, self.job.base.repo_id, name)
         return result
 

@@ -215,6 +215,21 @@ def test_a_job_that_keeps_killing_its_worker_is_set_aside(settings: Settings, hu
     assert [job.state for job in queue.list_jobs(settings, ids=[other.id])] == ["failed"], "the queue goes on"
 
 
+def test_a_bug_in_a_step_fails_the_job_with_a_sentence_and_leaves_its_traceback_in_the_log(
+    settings: Settings, hub: Hub, add_model: AddModel
+) -> None:
+    decision = consider(settings, hub, hub.model_info(add_model("one")))
+    assert decision.job is not None
+    in_the_way = settings.state / "work" / decision.job.id
+    in_the_way.parent.mkdir()
+    in_the_way.write_text("a file where the job's folder should be: nobody foresaw that")
+    [job] = worker.run_once(settings, TOKEN).jobs
+    assert (job.state, job.error_type) == ("failed", "HubquantError")
+    assert job.error.startswith("snapshot failed with a bug in hubquant: ")
+    assert job.error.endswith("the traceback is in bot.log")
+    assert "Traceback" in (settings.state / "bot.log").read_text()
+
+
 def test_no_variant_good_enough_publishes_nothing(tmp_path: Path, settings: Settings) -> None:
     """Straight on the plan: the report of a pass whose only variant failed the gate."""
     base = Base(repo_id="demo-org/tiny-llama", revision="a" * 40, fingerprint="f" * 64)
