@@ -240,8 +240,6 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Console script. Every error becomes a sentence and an exit code here, at the outermost edge."""
-    # threads that wait must sleep: spinning, they cost twice the processor time on a machine that does anything else
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except HubquantError as error:

@@ -14,7 +14,7 @@ from hubquant.calibrate.statistics import InputStatistics
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.decoder import Decoder
 from hubquant.model.layer import Layer
-from hubquant.model.topology import LayerInput, find_inputs
+from hubquant.model.topology import LayerInput, Structure, find_inputs, structure
 
 
 @torch.no_grad()
@@ -32,9 +32,13 @@ def one_pass(
             writer.add_outside(name, tensor)
     hidden = decoder.embed(windows)
     dropped = 0
+    known: dict[Structure, list[LayerInput]] = {}
     for index in range(len(decoder.layers)):
         with decoder.layer(index) as module:
-            inputs = find_inputs(module, hidden[:1].clone(), decoder.call(index))
+            alike = structure(module)
+            if alike not in known:
+                known[alike] = find_inputs(module, hidden[:1].clone(), decoder.call(index))
+            inputs = known[alike]
             statistics = observe(decoder, index, module, inputs, hidden)
             tensors = {n: p.detach().float() for n, p in module.named_parameters()}
             layer = Layer(decoder.prefix(index), tensors, tuple(inputs), statistics)

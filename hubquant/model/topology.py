@@ -36,6 +36,18 @@ class LayerInput:
         return self.linears[0]
 
 
+Structure = tuple[tuple[str, type, tuple[tuple[str, tuple[int, ...]], ...]], ...]
+
+
+def structure(layer: nn.Module) -> Structure:
+    """What two layers must have in common to have the same inputs and absorbers: modules, classes and shapes, in order."""
+
+    def shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return tuple((n, tuple(p.shape)) for n, p in module.named_parameters(recurse=False))
+
+    return tuple((name, type(module), shapes(module)) for name, module in layer.named_modules())
+
+
 @torch.no_grad()
 def find_inputs(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> list[LayerInput]:
     """The layer's distinct linear inputs, in the order they are read. `hidden` [1, window, hidden] is one calibration window.

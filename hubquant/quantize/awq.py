@@ -12,6 +12,7 @@ from torch import Tensor
 from hubquant.quantize.grid import Grid, round_to_nearest
 
 RATIOS = 20
+STRIDES = (4, 2, 1)  # every fourth ratio, then the neighbours of the best: 9 losses in place of 20
 
 
 def search_scale(
@@ -23,14 +24,21 @@ def search_scale(
     absorber feeds several of them (grouped-query attention): those share one scale. Ratio 0 is plain rounding, so the
     result is never worse than that by this loss.
     """
-    best, best_loss = torch.ones_like(mean_abs), float("inf")
-    mean_abs = _per_source(mean_abs, channels)
-    for step in range(RATIOS):
-        s = _normalized(mean_abs.clamp_min(1e-8).pow(step / RATIOS), mean_abs > 0)
-        loss = sum(_loss(w, hessian, s, grid) for w in weights)
-        if loss < best_loss:
-            best, best_loss = s, loss
-    return best
+    sources = _per_source(mean_abs, channels)
+    losses: dict[int, float] = {}
+
+    def scale(step: int) -> Tensor:
+        return _normalized(sources.clamp_min(1e-8).pow(step / RATIOS), sources > 0)
+
+    def best() -> int:
+        return min(losses, key=lambda step: (losses[step], step))
+
+    for stride in STRIDES:
+        steps = range(0, RATIOS, stride) if not losses else (best() - stride, best() + stride)
+        for step in steps:
+            if 0 <= step < RATIOS and step not in losses:
+                losses[step] = sum(_loss(w, hessian, scale(step), grid) for w in weights)
+    return scale(best())
 
 
 def _loss(weight: Tensor, hessian: Tensor, s: Tensor, grid: Grid) -> float:
