@@ -1,11 +1,18 @@
 """What one pass leaves behind and what was measured of it: plain values that travel as JSON between steps, cards and pages."""
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from hubquant.recipe import Frozen, Recipe
+
+
+def file_sha256(path: Path) -> str:
+    """64 hex digits, as the Hub names large files."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TensorRecord(Frozen):

@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from hubquant import pipeline
-from hubquant.artifact import Report
+from hubquant.artifact import Report, file_sha256
 from hubquant.calibrate.source import with_texts
 from hubquant.errors import BadModel, DiskFull, HubquantError, UsageError
-from hubquant.formats.writer import file_sha256
 from hubquant.hub.snapshot import fingerprint_folder
 from hubquant.pipeline import source
 from hubquant.progress import silent

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from hubquant import __version__
-from hubquant.artifact import Artifact, TensorRecord
+from hubquant.artifact import Artifact, TensorRecord, file_sha256
 from hubquant.errors import BadModel
 from hubquant.formats import awq, gptq
 from hubquant.formats.shards import ShardWriter, write_json
-from hubquant.formats.writer import file_sha256
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.layer import Layer
 from hubquant.model.topology import LayerInput

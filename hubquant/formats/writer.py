@@ -1,7 +1,5 @@
 """What the pass asks of a format: take each tensor once, in any order, and leave a finished folder."""
 
-import hashlib
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -23,8 +21,3 @@ class ArtifactWriter(Protocol):
         """Solve and store one decoder layer."""
 
     def finish(self) -> Artifact: ...
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

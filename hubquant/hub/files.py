@@ -6,10 +6,7 @@ from pathlib import Path
 
 from huggingface_hub.hf_api import RepoFile
 
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from hubquant.artifact import file_sha256
 
 
 def git_oid(source: Path | bytes) -> str:
@@ -29,10 +26,6 @@ class File:
     @classmethod
     def of_bytes(cls, path: str, content: bytes) -> "File":
         return cls(path, content, hashlib.sha256(content).hexdigest())
-
-    @classmethod
-    def of_path(cls, path: str, source: Path) -> "File":
-        return cls(path, source, file_sha256(source))
 
     def is_at(self, entry: RepoFile | None) -> bool:
         """Whether the entry of the repo's tree has exactly this content."""

@@ -6,9 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hubquant.artifact import Report
+from hubquant.artifact import Report, file_sha256
 from hubquant.errors import HubquantError
-from hubquant.hub.files import file_sha256
 
 NAME = "hubquant.json"
 

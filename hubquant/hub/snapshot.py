@@ -14,10 +14,10 @@ from typing import Any
 
 from huggingface_hub import ModelInfo
 
-from hubquant.artifact import Base
+from hubquant.artifact import Base, file_sha256
 from hubquant.errors import BadModel, DiskFull, HubError, RepoGone
 from hubquant.hub.client import Hub
-from hubquant.hub.files import RemoteFile, file_sha256
+from hubquant.hub.files import RemoteFile
 from hubquant.hub.frontmatter import front_matter_of
 
 DECIDING = (

@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hubquant.artifact import Artifact, Report
+from hubquant.artifact import Artifact, Report, file_sha256
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel
 from hubquant.formats.packed import PackedSource, PackedWriter
-from hubquant.formats.writer import file_sha256
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.layer import Layer
 from hubquant.model.topology import Absorber, LayerInput

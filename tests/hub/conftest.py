@@ -8,9 +8,8 @@ import pytest
 from huggingface_hub import HfApi
 from safetensors.numpy import save_file
 
-from hubquant.artifact import Artifact, Base, Evaluation, Protocol, Report, TensorRecord, Verdict
+from hubquant.artifact import Artifact, Base, Evaluation, Protocol, Report, TensorRecord, Verdict, file_sha256
 from hubquant.hub.client import Hub
-from hubquant.hub.files import file_sha256
 from hubquant.hub.local.server import LocalHub
 from hubquant.recipe import VARIANTS, Recipe
 

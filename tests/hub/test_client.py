@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
+from hubquant.artifact import file_sha256
 from hubquant.errors import GatedModel, HubError, HubUnavailable, NotAuthorized, RepoGone, UsageError
 from hubquant.hub.client import Hub
 from hubquant.hub.failures import HeadMoved
@@ -190,7 +191,8 @@ def test_ensure_repo_when_the_answer_is_lost(hub: Hub, local_hub: LocalHub) -> N
 @pytest.fixture
 def files(tmp_path: Path) -> list[File]:
     (tmp_path / "w.safetensors").write_bytes(bytes(range(256)) * 8)
-    return [File.of_bytes("README.md", b"---\nlicense: mit\n---\n"), File.of_path("w.safetensors", tmp_path / "w.safetensors")]
+    weights = tmp_path / "w.safetensors"
+    return [File.of_bytes("README.md", b"---\nlicense: mit\n---\n"), File(weights.name, weights, file_sha256(weights))]
 
 
 def commits(hub: Hub, repo_id: str) -> int:

@@ -5,6 +5,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import httpx
 
+from hubquant.artifact import file_sha256
 from hubquant.errors import DiskFull, HubError, HubUnavailable, NotAuthorized
 from hubquant.hub import failures
 from hubquant.hub.client import Hub
@@ -78,7 +79,8 @@ def test_a_hub_without_xet(hub: Hub, tmp_path: Path, slept: list[float], monkeyp
     pytest.importorskip("hf_xet")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
     hub.ensure_repo("demo-bot/x")
-    (tmp_path / "a.safetensors").write_bytes(bytes(2000))
+    weights = tmp_path / "a.safetensors"
+    weights.write_bytes(bytes(2000))
     with pytest.raises(HubError, match="set HF_HUB_DISABLE_XET=1"):
-        hub.commit("demo-bot/x", [File.of_path("a.safetensors", tmp_path / "a.safetensors")], "message", hub.head("demo-bot/x"))
+        hub.commit("demo-bot/x", [File(weights.name, weights, file_sha256(weights))], "message", hub.head("demo-bot/x"))
     assert slept == []

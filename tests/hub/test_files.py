@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub.hf_api import RepoFile
 
-from hubquant.hub.files import File, RemoteFile, file_sha256, git_oid
+from hubquant.artifact import file_sha256
+from hubquant.hub.files import File, RemoteFile, git_oid
 
 
 def entry(oid: str, sha256: str | None = None) -> RepoFile:

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from hubquant.artifact import Report
+from hubquant.artifact import Report, file_sha256
 from hubquant.errors import HubquantError
 from hubquant.hub import manifest
-from hubquant.hub.files import file_sha256
 from hubquant.hub.manifest import Manifest
 
 

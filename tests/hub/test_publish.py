@@ -5,12 +5,11 @@ from typing import Any
 import pytest
 from huggingface_hub import HfApi
 
-from hubquant.artifact import Base, Report
+from hubquant.artifact import Base, Report, file_sha256
 from hubquant.config import Publish
 from hubquant.errors import HubError, HubquantError, NotAuthorized, RepoGone
 from hubquant.hub import card, manifest, publish, snapshot
 from hubquant.hub.client import Hub
-from hubquant.hub.files import file_sha256
 from hubquant.hub.local.server import LocalHub
 from hubquant.hub.publish import PublishedRepo
 from hubquant.hub.records import Records

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hubquant.artifact import Artifact, TensorRecord
+from hubquant.artifact import Artifact, TensorRecord, file_sha256
 from hubquant.formats.gguf.imatrix import Imatrix, ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.writer import GgufWriter
-from hubquant.formats.writer import file_sha256
 from hubquant.model.layer import Layer
 from hubquant.recipe import Variant
 
