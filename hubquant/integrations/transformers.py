@@ -8,6 +8,7 @@ HUBQUANT_BACKEND=1.
 import json
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,8 +49,9 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
     format: ModuleType
 
+    @abstractmethod
     def packed_linear(self, in_features: int, out_features: int, bias: bool) -> nn.Module:
-        raise NotImplementedError
+        """An empty layer of the format, with the buffers that the files fill."""
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Nothing but torch is needed."""
