@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,space,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,space,gpu,dev]'
 	touch $@
 
 demo: $(VENV)/.installed   ## the whole line once, on a local Hub: no account, no network
