@@ -110,7 +110,7 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
 
 
 class GptqLoader(_Loader):
-    """GPTQ version 1 and 2; 2, 4 and 8 bits; symmetric or not; any group size and g_idx."""
+    """GPTQ version 1 and 2; 2, 3, 4 and 8 bits; symmetric or not; any group size and g_idx."""
 
     format = gptq
 

@@ -31,20 +31,21 @@ def awq_layer(in_features: int, out_features: int, n_groups: int) -> tuple[Tenso
     return words(in_features, out_features // 8, seed=3), words(n_groups, out_features // 8, seed=4), scales(n_groups, out_features)
 
 
-def field(word: int, bits: int, position: int) -> int:
-    return (word & 0xFFFFFFFF) >> (bits * position) & (2**bits - 1)
+def field(words: Tensor, bits: int, position: int) -> int:
+    """Code `position` of a stream of words: Python's unbounded integers."""
+    stream = sum((int(word) & 0xFFFFFFFF) << (32 * i) for i, word in enumerate(words))
+    return stream >> (bits * position) & (2**bits - 1)
 
 
 def gptq_reference(qweight: Tensor, qzeros: Tensor, scale: Tensor, g_idx: Tensor, bits: int, zero_offset: int) -> Tensor:
     """W[o, i] = (code − zero) · scale, from the description of the layout alone."""
-    per_word = 32 // bits
     n_in, n_out = g_idx.shape[0], qweight.shape[1]
     dense = torch.empty(n_out, n_in)
     for o in range(n_out):
         for i in range(n_in):
             group = int(g_idx[i])
-            code = field(int(qweight[i // per_word, o]), bits, i % per_word)
-            zero = (field(int(qzeros[group, o // per_word]), bits, o % per_word) + zero_offset) % 2**bits
+            code = field(qweight[:, o], bits, i)
+            zero = (field(qzeros[group], bits, o) + zero_offset) % 2**bits
             dense[o, i] = (code - zero) * float(scale[group, o])
     return dense
 
@@ -57,13 +58,13 @@ def awq_reference(qweight: Tensor, qzeros: Tensor, scale: Tensor) -> Tensor:
         position = AWQ_COLUMNS.index(o % 8)
         for i in range(n_in):
             group = i // group_size
-            code = field(int(qweight[i, o // 8]), 4, position)
-            zero = field(int(qzeros[group, o // 8]), 4, position)
+            code = field(qweight[i, o // 8 : o // 8 + 1], 4, position)
+            zero = field(qzeros[group, o // 8 : o // 8 + 1], 4, position)
             dense[o, i] = (code - zero) * float(scale[group, o])
     return dense
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("zero_offset", [0, 1])
 def test_gptq_weights_are_those_of_the_layout(bits: int, zero_offset: int) -> None:
     layer = gptq_layer(bits, 64, 32, 4, torch.arange(64) // 16)
@@ -72,7 +73,7 @@ def test_gptq_weights_are_those_of_the_layout(bits: int, zero_offset: int) -> No
     assert torch.equal(dense, gptq_reference(*layer, bits, zero_offset))
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_gptq_channels_may_belong_to_any_group(bits: int) -> None:
     """desc_act spreads the channels over the groups: unordered, of unequal size, a group that nothing uses."""
     g_idx = torch.randint(0, 3, (64,), generator=torch.Generator().manual_seed(0))

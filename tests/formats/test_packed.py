@@ -241,8 +241,8 @@ def test_damage_in_a_folder_is_named(base: Path) -> None:
     edit(folder, quant_method="bitsandbytes")
     with pytest.raises(BadModel, match=r"quant_method is 'bitsandbytes'"):
         PackedSource(folder)
-    edit(folder, quant_method="gptq", bits=3)
-    with pytest.raises(BadModel, match=r"bits is 3; hubquant reads 2, 4, 8 bits"):
+    edit(folder, quant_method="gptq", bits=5)
+    with pytest.raises(BadModel, match=r"bits is 5; hubquant reads 2, 3, 4, 8 bits"):
         read_down(folder)
     edit(folder, bits=4, checkpoint_format="gptq_v3")
     with pytest.raises(BadModel, match=r"checkpoint_format is 'gptq_v3'"):

@@ -296,7 +296,7 @@ NOTHING = {f"{Q_PROJ}.{suffix}": None for suffix in ("qweight", "qzeros", "scale
         ("gptq", {f"{Q_PROJ}.qweight": WORDS}, {}, rf"tensor {Q_PROJ}\.qweight has shape \[2, 2\]; its config asks for \[8, 64\]"),
         ("awq", {f"{Q_PROJ}.qzeros": WORDS}, {}, rf"tensor {Q_PROJ}\.qzeros has shape \[2, 2\]; its config asks for \[1, 8\]"),
         ("gptq", None, {"group_size": 32}, r"qzeros has shape \[1, \d+\]; its config asks for \[2, \d+\]"),
-        ("gptq", None, {"bits": 3}, "bits is 3; hubquant reads 2, 4, 8 bits"),
+        ("gptq", None, {"bits": 3}, r"qweight has shape \[8, \d+\]; its config asks for \[6, \d+\]"),
         ("gptq", None, {"bits": 8}, r"qweight has shape \[8, \d+\]; its config asks for \[16, \d+\]"),
         ("gptq", None, {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; known: gptq, gptq_v2"),
         ("awq", None, {"version": "gemv"}, "AWQ with 4 bits in layout 'gemv'; hubquant reads 4 bits in layout 'gemm'"),

@@ -9,7 +9,7 @@ WORD = 32
 
 
 class GptqLinear(nn.Module):
-    """y = x Wᵀ + b with W in GPTQ's layout: `bits` 2, 4 or 8, any g_idx; `zero_offset` 1 for version 1, 0 for version 2."""
+    """y = x Wᵀ + b with W in GPTQ's layout: `bits` 2, 3, 4 or 8, any g_idx; `zero_offset` 1 for version 1, 0 for version 2."""
 
     def __init__(self, in_features: int, out_features: int, bits: int, group_size: int, zero_offset: int, bias: bool) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Codes of 2, 4 or 8 bits in int32 words, as GPTQ (along rows) and AWQ (along columns) lay them out."""
+"""Codes of 2, 3, 4 or 8 bits in int32 words, as GPTQ (along rows) and AWQ (along columns) lay them out."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -6,18 +8,26 @@ from torch import Tensor
 from ._ops import add_op_namespace_prefix
 
 WORD = 32
-BITS = (2, 4, 8)
+BITS = (2, 3, 4, 8)
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of an AWQ word holds column AWQ_ORDER[i] of its eight
 
 
 @torch.library.custom_op(add_op_namespace_prefix("pack_words"), mutates_args=())
 def pack_words(codes: Tensor, bits: int) -> Tensor:
-    """codes [..., n] uint8 → [..., n·bits/32] int32, the first code in the lowest bits. Raises ValueError for bits not in BITS."""
-    per_word = _per_word(bits)
-    lanes = codes.to(torch.int64).unflatten(-1, (-1, per_word))
-    shifts = torch.arange(per_word, device=codes.device) * bits
-    words = (lanes << shifts).sum(dim=-1)
-    return (words - ((words >> (WORD - 1)) << WORD)).to(torch.int32)  # the top bit is the sign of an int32
+    """codes [..., n] uint8 → [..., n·bits/32] int32: one stream of bits, the first code in the lowest bits of the first word.
+
+    32 codes of 3 bits fill three words, and codes 10 and 21 of them lie across two. Raises ValueError for bits not in BITS.
+    """
+    per_unit, n_words = _unit(bits)
+    lanes = codes.to(torch.int64).unflatten(-1, (-1, per_unit))
+    words = []
+    for first in range(0, n_words * WORD, WORD):
+        inside = range(first // bits, -(-(first + WORD) // bits))
+        shifts = torch.tensor([bits * k - first + bits for k in inside], device=codes.device)  # + bits: none is negative
+        word = (lanes[..., inside.start : inside.stop] << shifts).sum(dim=-1) >> bits
+        words.append(word & (2**WORD - 1))
+    stream = torch.stack(words, dim=-1).flatten(-2)
+    return (stream - ((stream >> (WORD - 1)) << WORD)).to(torch.int32)  # the top bit is the sign of an int32
 
 
 @pack_words.register_fake
@@ -27,10 +37,16 @@ def _(codes: Tensor, bits: int) -> Tensor:
 
 @torch.library.custom_op(add_op_namespace_prefix("unpack_words"), mutates_args=())
 def unpack_words(words: Tensor, bits: int) -> Tensor:
-    """[..., w] int32 → codes [..., w·32/bits] uint8, the lowest bits first. Raises ValueError for bits not in BITS."""
-    shifts = torch.arange(_per_word(bits), device=words.device, dtype=torch.int32) * bits
-    lanes = (words[..., None] >> shifts) & (2**bits - 1)
-    return lanes.flatten(-2).to(torch.uint8)
+    """[..., w] int32 → codes [..., w·32/bits] uint8, the inverse of `pack_words`. Raises ValueError for bits not in BITS."""
+    per_unit, n_words = _unit(bits)
+    units = words.unflatten(-1, (-1, n_words))
+    starts = torch.arange(per_unit, device=words.device) * bits
+    shifts = (starts % WORD).to(torch.int32)
+    lanes = units[..., starts // WORD] >> shifts if n_words > 1 else units >> shifts
+    for k in (k for k in range(per_unit) if bits * k // WORD < (bits * (k + 1) - 1) // WORD):
+        low = WORD - bits * k % WORD  # so many bits of this code are in the first of its two words
+        lanes[..., k] = lanes[..., k] & (2**low - 1) | units[..., bits * k // WORD + 1] << low
+    return (lanes & (2**bits - 1)).flatten(-2).to(torch.uint8)
 
 
 @unpack_words.register_fake
@@ -49,8 +65,8 @@ def from_awq_order(codes: Tensor) -> Tensor:
     return codes.unflatten(-1, (-1, 8))[..., inverse].flatten(-2)
 
 
-def _per_word(bits: int) -> int:
-    """Codes per word. Files of 3 bits let codes straddle words: they must not be read as ten whole codes to a word."""
+def _unit(bits: int) -> tuple[int, int]:
+    """Codes and words in the shortest stretch of whole words that holds whole codes."""
     if bits not in BITS:
-        raise ValueError(f"codes of {bits} bits do not fill a word; known: {', '.join(map(str, BITS))}")
-    return WORD // bits
+        raise ValueError(f"codes of {bits} bits are not known; known: {', '.join(map(str, BITS))}")
+    return math.lcm(bits, WORD) // bits, math.lcm(bits, WORD) // WORD
