@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-kill test-llamacpp test-gptqmodel lint format readme smollm2
+.PHONY: demo test test-kernels test-kill test-llamacpp test-gptqmodel lint format readme smollm2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +15,12 @@ demo: $(VENV)/.installed   ## the whole line once, on a local Hub: no account, n
 
 test: $(VENV)/.installed   ## every test that needs no other tool
 	$(BIN)/python -m pytest -q
+
+# Triton reads its flag when a kernel is defined, so what is interpreted and what is compiled are processes of their own
+test-kernels: $(VENV)/.installed   ## the Triton kernels without a GPU: interpreted, with seeded bugs, and compiled ahead of time
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/interpreted
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutate.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/compiled
 
 # llama-cpp-python comes as source: building it takes 10 to 20 minutes on two cores
 $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt
