@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-kernels test-kill test-llamacpp test-gptqmodel lint format readme smollm2
+.PHONY: demo test test-kernels test-kill test-llamacpp test-gptqmodel fuzz lint format readme smollm2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +46,11 @@ test-gptqmodel: $(VENV)-gptqmodel/.installed   ## our GPTQ and AWQ folders in gp
 
 test-kill: $(VENV)/.installed   ## the bot killed at twenty random moments
 	$(BIN)/python -m pytest -q -s -m slow tests/bot/test_kill.py
+
+SECONDS ?= 300
+fuzz: $(VENV)/.installed   ## look for files that break the GGUF reader, for SECONDS; what is new is kept for the tests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python tests/formats/gguf/fuzz.py $(SECONDS)
 
 lint: $(VENV)/.installed   ## style and types
 	$(BIN)/ruff check .

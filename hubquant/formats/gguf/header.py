@@ -21,6 +21,7 @@ MAX_TENSORS = 10_000_000
 MAX_DIMENSIONS = 8
 MAX_STRING_BYTES = 10_000_000
 MAX_DIMENSION = 1 << 32
+MAX_QUOTED = 80
 
 DEFAULT_ALIGNMENT = 32
 
@@ -85,13 +86,18 @@ class GgufHeader:
     def tensor(self, name: str) -> Tensor:
         """The tensor, decoded: float32, of its shape. Raises BadModel if the file has none of that name."""
         if name not in self.tensors:
-            raise BadModel(f"{self.name}: no tensor {name!r}")
+            raise BadModel(f"{self.name}: no tensor {_quoted(name)}")
         stored = self.tensors[name]
         columns = stored.shape[-1]
         row_bytes = columns // stored.kind.block_size * stored.kind.type_size
         # copied: torch takes no read-only memory
         rows = np.frombuffer(self.data, np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes).copy()
         return decode(torch.from_numpy(rows), stored.kind.name).reshape(stored.shape)
+
+
+def _quoted(text: str) -> str:
+    """For an error message: a name of ten million characters is cut."""
+    return repr(text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "…")
 
 
 def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
@@ -107,13 +113,13 @@ def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     for _ in range(n_values):
         key = at.string()
         if key in values:
-            raise BadModel(f"key {key!r} occurs twice")
+            raise BadModel(f"key {_quoted(key)} occurs twice")
         values[key] = at.value(key)
     infos: dict[str, tuple[tuple[int, ...], GgmlType, int]] = {}
     for _ in range(n_tensors):
         name = at.string()
         if name in infos:
-            raise BadModel(f"tensor {name!r} occurs twice")
+            raise BadModel(f"tensor {_quoted(name)} occurs twice")
         infos[name] = at.tensor_info(name)
     alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
@@ -129,14 +135,15 @@ def _placed(
     for name, (shape, kind, offset) in infos.items():
         size = math.prod(shape) // kind.block_size * kind.type_size
         if offset % alignment:
-            raise BadModel(f"tensor {name!r} begins at offset {offset}, not a multiple of {alignment}")
-        if start + offset + size > file_size:
-            raise BadModel(f"tensor {name!r} ends at byte {start + offset + size}, the file at {file_size}; is it truncated?")
+            raise BadModel(f"tensor {_quoted(name)} begins at offset {offset}, not a multiple of {alignment}")
+        end = start + offset + size
+        if end > file_size:
+            raise BadModel(f"tensor {_quoted(name)} ends at byte {end}, the file at {file_size}; is it truncated?")
         tensors[name] = StoredTensor(shape, kind, start + offset, size)
     end, before = 0, ""
     for name, stored in sorted(tensors.items(), key=lambda item: item[1].offset):
         if stored.offset < end:
-            raise BadModel(f"tensors {before!r} and {name!r} overlap")
+            raise BadModel(f"tensors {_quoted(before)} and {_quoted(name)} overlap")
         end, before = stored.offset + stored.size_bytes, name
     return tensors
 
@@ -182,26 +189,26 @@ class _Cursor:
         if kind in _SCALARS:
             return self.number(kind)
         if kind != _ARRAY:
-            raise BadModel(f"key {key!r} is of unknown type {kind}")
+            raise BadModel(f"key {_quoted(key)} is of unknown type {kind}")
         kind, n = self.number(4), self.number(10)
         if kind == _STRING:
-            self.count(f"texts in {key!r}", n, MAX_TENSORS, 8)
+            self.count(f"texts in {_quoted(key)}", n, MAX_TENSORS, 8)
             return [self.string() for _ in range(n)]
         if kind not in _SCALARS:
-            raise BadModel(f"key {key!r} is an array of unknown type {kind}")
+            raise BadModel(f"key {_quoted(key)} is an array of unknown type {kind}")
         form = _SCALARS[kind]
-        self.count(f"numbers in {key!r}", n, len(self.data), form.size)
+        self.count(f"numbers in {_quoted(key)}", n, len(self.data), form.size)
         return [item[0] for item in form.iter_unpack(self.take(n * form.size))]
 
     def tensor_info(self, name: str) -> tuple[tuple[int, ...], GgmlType, int]:
         n = self.number(4)
         if not 1 <= n <= MAX_DIMENSIONS:
-            raise BadModel(f"tensor {name!r} has {n} dimensions")
+            raise BadModel(f"tensor {_quoted(name)} has {n} dimensions")
         shape = tuple(self.number(10) for _ in range(n))[::-1]
         kind_value, offset = self.number(4), self.number(10)
         if kind_value not in _TYPE_OF_VALUE:
-            raise BadModel(f"tensor {name!r} is of ggml type {kind_value}; known: {', '.join(GGML_TYPES)}")
+            raise BadModel(f"tensor {_quoted(name)} is of ggml type {kind_value}; known: {', '.join(GGML_TYPES)}")
         kind = _TYPE_OF_VALUE[kind_value]
         if not all(0 < size <= MAX_DIMENSION for size in shape) or shape[-1] % kind.block_size:
-            raise BadModel(f"tensor {name!r} has shape {shape}, which {kind.name} cannot have")
+            raise BadModel(f"tensor {_quoted(name)} has shape {shape}, which {kind.name} cannot have")
         return shape, kind, offset
