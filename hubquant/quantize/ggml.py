@@ -1,24 +1,36 @@
-"""The GGUF block types: weights to bytes and back. The mathematics is in hubquant_kernels; here the input is checked."""
+"""The GGUF block types: weights to bytes and back. The mathematics is in hubquant_kernels and iquant; here the input is checked."""
 
 from typing import Literal
 
 import torch
 from hubquant_kernels.ggml_dequantize import ggml_dequantize
 from hubquant_kernels.ggml_quantize import ggml_quantize
-from hubquant_kernels.ggml_types import GGML_TYPES, GgmlType
+from hubquant_kernels.ggml_types import GGML_TYPES as KERNEL_TYPES
+from hubquant_kernels.ggml_types import GgmlType
 from torch import Tensor
 
 from hubquant.errors import BadModel, UsageError
+from hubquant.quantize import iquant
+from hubquant.quantize.iquant import IQ_TYPES, NEEDS_IMPORTANCE
 
-__all__ = ["GGML_TYPES", "GgmlType", "decode", "encode", "fallback", "ggml_type", "row_bytes"]
+__all__ = ["GGML_TYPES", "NEEDS_IMPORTANCE", "GgmlType", "decode", "encode", "fallback", "ggml_type", "row_bytes"]
+
+GGML_TYPES: dict[str, GgmlType] = {**KERNEL_TYPES, **IQ_TYPES}
 
 Mode = Literal["best", "reference"]
 
 # llama.cpp's substitute when a row is not a whole number of 256-weight blocks
-_FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_FALLBACK = {
+    **dict.fromkeys((*IQ_TYPES, "IQ4_XS"), "IQ4_NL"),
+    **dict.fromkeys(("TQ1_0", "TQ2_0", "Q2_K", "Q3_K"), "Q4_0"),
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
 
-# the scale of a block is a float16
+# the scale of a block is a float16, but for these
 _LARGEST = 65504.0
+_WIDE = ("F32", "BF16", "MXFP4")
 
 
 def ggml_type(type_name: str) -> GgmlType:
@@ -51,8 +63,9 @@ def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mod
     """Weights [out, in], float → uint8 [out, row_bytes].
 
     `importance` [in] ≥ 0 is the mean squared input of each column; without it all columns count alike. `mode` "reference"
-    gives the bytes of llama.cpp, "best" the lowest Σ importance·error² found in the same number of bytes.
-    Raises BadModel on a row that is not a whole number of blocks and on NaN, infinite or too large values.
+    gives the bytes of llama.cpp, "best" the lowest Σ importance·error² found in the same number of bytes; IQ1 to IQ3 have
+    one mode. Raises BadModel on a row that is not a whole number of blocks, on NaN, infinite or too large values, and where
+    a type of NEEDS_IMPORTANCE is to be written without.
     """
     if weight.ndim != 2 or not weight.is_floating_point():
         raise BadModel(f"{type_name} needs a float matrix, not {weight.dtype} of shape {tuple(weight.shape)}")
@@ -60,6 +73,10 @@ def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mod
     _check_values(weight, type_name)
     if importance is not None:
         importance = _checked_importance(importance, weight)
+    elif type_name in NEEDS_IMPORTANCE:
+        raise BadModel(f"{type_name} is written with an importance matrix only; calibrate, or take a mixture of more bits")
+    if type_name in IQ_TYPES:
+        return iquant.encode(weight, IQ_TYPES[type_name], importance)
     data: Tensor = ggml_quantize(weight, importance, type_name, mode)
     return data
 
@@ -70,7 +87,7 @@ def _check_values(weight: Tensor, type_name: str) -> None:
     if largest != largest or largest == float("inf"):
         bad = int((~weight.isfinite()).sum())
         raise BadModel(f"{bad} of {weight.numel()} weights are NaN or infinite; the tensor cannot be stored as {type_name}")
-    if largest > _LARGEST and type_name not in ("F32", "BF16"):
+    if largest > _LARGEST and type_name not in _WIDE:
         raise BadModel(
             f"a weight of magnitude {largest:g} does not fit {type_name}, whose scales are float16; keep the tensor in BF16 or F32"
         )
@@ -89,5 +106,7 @@ def decode(data: Tensor, type_name: str) -> Tensor:
     kind = ggml_type(type_name)
     if data.dtype != torch.uint8 or data.ndim != 2 or data.shape[1] % kind.type_size:
         raise BadModel(f"{data.dtype} of shape {tuple(data.shape)} is no rows of {kind.name} blocks of {kind.type_size} bytes")
+    if type_name in IQ_TYPES:
+        return iquant.decode(data, kind)
     weight: Tensor = ggml_dequantize(data, type_name)
     return weight

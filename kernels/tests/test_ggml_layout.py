@@ -62,3 +62,11 @@ def test_symmetric_k(kind: str, levels: int, top: int, g: int, size: int) -> Non
     data = getattr(layout, f"pack_{kind}")(*fields)
     assert data.shape == (4, size) and data.dtype == torch.uint8
     assert all(torch.equal(a, b) for a, b in zip(getattr(layout, f"unpack_{kind}")(data), fields, strict=True))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("tq1_0", 54), ("tq2_0", 66)])
+def test_ternary(kind: str, size: int) -> None:
+    fields = (halves(4), integers(3, 4, 256))
+    data = getattr(layout, f"pack_{kind}")(*fields)
+    assert data.shape == (4, size) and data.dtype == torch.uint8
+    assert all(torch.equal(a, b) for a, b in zip(getattr(layout, f"unpack_{kind}")(data), fields, strict=True))

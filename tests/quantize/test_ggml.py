@@ -1,5 +1,6 @@
 """Against gguf's decoders (bit for bit), gguf's encoders, and ggml's own (libgguf, compiled C)."""
 
+import re
 from importlib.resources import as_file, files
 
 import gguf
@@ -15,10 +16,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hubquant.errors import BadModel, UsageError
-from hubquant.quantize.ggml import GGML_TYPES, decode, encode, fallback, row_bytes
+from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, decode, encode, fallback, row_bytes
+from hubquant.quantize.iquant import IQ_TYPES
 
 BLOCK_TYPES = [name for name, kind in GGML_TYPES.items() if kind.block_size > 1]
-LEGACY = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"]
+OURS = [name for name in BLOCK_TYPES if name not in IQ_TYPES]
+BY_GGUF = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"]
 REAL = ["model.layers.0.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight"]
 
 
@@ -81,7 +84,11 @@ def random_blocks(name: str, rows: int, blocks: int) -> np.ndarray:
     kind = GGML_TYPES[name]
     data = rng.integers(0, 256, (rows * blocks, kind.type_size), dtype=np.uint8)
     scales = rng.normal(0, 0.1, (rows * blocks, 2)).astype(np.float16).view(np.uint8)
-    if name in ("Q6_K", "Q3_K"):
+    if name == "MXFP4":
+        data[:, 0] = rng.integers(0, 255, len(data))
+    elif name == "IQ1_M":  # the four parts of its scale are the high nibbles of its last bytes but
+        data[:, 49:56:2] = data[:, 49:56:2] & 15 | np.array([[0, 0, 64, 32]], dtype=np.uint8)
+    elif name in ("Q6_K", "Q3_K", "TQ1_0", "TQ2_0"):
         data[:, -2:] = scales[:, :2]
     elif name == "Q2_K":
         data[:, -4:] = scales
@@ -110,7 +117,7 @@ def test_float_types_agree_with_gguf(name: str) -> None:
     np.testing.assert_array_equal(decode(data, name).numpy(), gguf.quants.dequantize(expected, GGMLQuantizationType[name]))
 
 
-@pytest.mark.parametrize("name", LEGACY)
+@pytest.mark.parametrize("name", BY_GGUF)
 def test_reference_bytes_of_gguf(name: str, real_weights: list[Tensor]) -> None:
     for weight in [*real_weights, synthetic()]:
         expected = gguf.quants.quantize(weight.numpy(), GGMLQuantizationType[name])
@@ -118,7 +125,7 @@ def test_reference_bytes_of_gguf(name: str, real_weights: list[Tensor]) -> None:
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("name", OURS)
 def test_reference_bytes_of_ggml(name: str, weighted: bool, real_weights: list[Tensor]) -> None:
     same = total = 0
     for weight in [*real_weights, synthetic()]:
@@ -132,8 +139,30 @@ def test_reference_bytes_of_ggml(name: str, weighted: bool, real_weights: list[T
     assert same >= 0.999 * total
 
 
+@pytest.mark.parametrize("name", IQ_TYPES)
+def test_iq_bytes_are_ggmls(name: str, real_weights: list[Tensor]) -> None:
+    """However the rows are shared out, and whatever the scale of the importance."""
+    weight = torch.cat((real_weights[0][:8], synthetic()[::40].repeat(1, 2)[:, : real_weights[0].shape[1]]))
+    importance = importance_for(weight.shape[1])
+    theirs = from_ggml(weight, name, importance)
+    assert torch.equal(encode(weight, name, importance), theirs)
+    assert torch.equal(encode(weight, name, importance * 2.0**40), theirs)
+    assert torch.equal(
+        encode(weight[5:7].bfloat16(), name, importance), from_ggml(weight[5:7].bfloat16().float(), name, importance)
+    )
+    if name not in NEEDS_IMPORTANCE:
+        assert torch.equal(encode(weight, name), from_ggml(weight, name, None))
+
+
+@pytest.mark.parametrize("name", IQ_TYPES)
+def test_iq_types_give_finite_numbers(name: str) -> None:
+    for weight in (torch.randn(1, 256) * 1e-40, (torch.rand(1, 256) * 2 - 1) * 65504, torch.zeros(1, 256)):
+        for importance in (torch.zeros(256), torch.rand(256) * 1e-30, torch.rand(256) * 1e30):
+            assert bool(decode(encode(weight, name, importance), name).isfinite().all())
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "importance"])
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("name", OURS)
 def test_best_is_never_worse_and_better_on_real_weights(name: str, weighted: bool, real_weights: list[Tensor]) -> None:
     for weight in [*real_weights, synthetic()]:
         importance = importance_for(weight.shape[1]) if weighted else None
@@ -146,14 +175,14 @@ def test_best_is_never_worse_and_better_on_real_weights(name: str, weighted: boo
             assert best.sum() < 0.96 * reference.sum()
 
 
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("name", OURS)
 def test_best_is_the_default(name: str) -> None:
     weight = synthetic()[:8]
     assert torch.equal(encode(weight, name), encode(weight, name, mode="best"))
 
 
 @pytest.mark.parametrize("mode", ["reference", "best"])
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("name", OURS)
 def test_rows_are_encoded_independently(name: str, mode: str) -> None:
     """Nor does it matter how many threads share the work, or what the float type was."""
     weight, importance = (torch.randn(70, 256) * 0.02).bfloat16(), importance_for(256)
@@ -170,7 +199,7 @@ def test_rows_are_encoded_independently(name: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["reference", "best"])
-@pytest.mark.parametrize("name", BLOCK_TYPES)
+@pytest.mark.parametrize("name", OURS)
 def test_extreme_weights_give_finite_numbers(name: str, mode: str) -> None:
     extremes = [torch.randn(2, 256) * 1e-40, (torch.rand(2, 256) * 2 - 1) * 65504, torch.full((2, 256), 65504.0)]
     importances = [None, torch.zeros(256), torch.rand(256) * 1e-12, torch.rand(256) * 1e12]
@@ -191,7 +220,7 @@ def test_a_weight_without_importance_is_not_forgotten() -> None:
 
 @given(
     weight=npst.arrays(np.float32, (2, 256), elements=st.floats(-8, 8, width=32, allow_subnormal=False)),
-    name=st.sampled_from(BLOCK_TYPES),
+    name=st.sampled_from(OURS),
     mode=st.sampled_from(["reference", "best"]),
 )
 @settings(max_examples=80, deadline=None)
@@ -199,7 +228,7 @@ def test_round_trip_error_is_bounded_by_the_range(weight: np.ndarray, name: str,
     """No block is worse than if its weights were rounded to 2^bits even steps over twice its range."""
     x = torch.from_numpy(weight)
     kind = GGML_TYPES[name]
-    bits = int(name.removeprefix("I")[1])
+    bits = int(re.findall(r"\d", name)[0]) if name != "MXFP4" else 4
     errors = block_errors(encode(x, name, mode=mode), x, name, None)
     spread = 2 * x.view(-1, kind.block_size).abs().amax(1).double()
     step = 2 * spread / 2**bits
@@ -231,6 +260,10 @@ def test_table_agrees_with_gguf() -> None:
         ("Q2_K", 576, "Q4_0"),
         ("Q3_K", 576, "Q4_0"),
         ("IQ4_XS", 576, "IQ4_NL"),
+        ("IQ3_S", 576, "IQ4_NL"),
+        ("IQ1_S", 576, "IQ4_NL"),
+        ("TQ2_0", 576, "Q4_0"),
+        ("MXFP4", 100, "F16"),
         ("Q4_K", 768, "Q4_K"),
         ("Q6_K", 100, "F16"),
         ("Q8_0", 100, "F16"),
@@ -250,6 +283,8 @@ def test_fallback_is_that_of_llama_cpp(name: str, n: int, expected: str) -> None
         (torch.tensor([[float("-inf")] + [0.0] * 31]), "Q4_0", None, BadModel, "1 of 32"),
         (torch.full((1, 32), 1e6), "Q8_0", None, BadModel, "1e\\+06.*BF16"),
         (torch.full((1, 32), 1e6), "F16", None, BadModel, "1e\\+06"),
+        (torch.zeros(1, 256), "IQ2_XXS", None, BadModel, "importance matrix"),
+        (torch.zeros(1, 100), "IQ3_S", None, BadModel, "100 .*256"),
         (torch.zeros(1, 256), "Q9_K", None, UsageError, "Q9_K.*Q4_K"),
         (torch.zeros(256), "Q4_K", None, BadModel, "matrix"),
         (torch.zeros(1, 256, dtype=torch.int8), "Q4_K", None, BadModel, "int8"),

@@ -1,5 +1,5 @@
 """A lower error than ggml's in the same bytes, for the types x ≈ d·sc·code (Q3_K, Q6_K, IQ4_XS) and
-x ≈ d·code (Q4_0, Q5_0, Q8_0, IQ4_NL).
+x ≈ d·code (Q4_0, Q5_0, Q8_0, IQ4_NL, TQ1_0, TQ2_0).
 
 The objective and the way are those of ggml_best_affine, without a minimum. `x` and `w` are columns as in ggml_search;
 sub-block g of super-block b is column g·n + b.
@@ -184,15 +184,15 @@ def improve_two_level(blocks: Blocks, kind: SymmetricKind, size: int, d: Tensor,
 
 
 def improve_one_level(blocks: Blocks, kind: SymmetricKind, d: Tensor, codes: Tensor) -> None:
-    """Replaces, in place, what is stored of blocks of 32 (float16 [n, 1], uint8 [n, 32]) where better is found."""
-    start = 0
+    """Replaces, in place, what is stored of blocks (float16 [n, 1], uint8 [n, size]) where better is found."""
+    start, size = 0, blocks.x.shape[1]
     for part in blocks.parts():
         n, w = len(part.x), part.weights()
         place = slice(start, start + n)
-        x = kind.columns(as_columns(part.x, 32), None if w is None else as_columns(w, 32))
-        error = x.error(x.held(as_columns(codes[place], 32).flatten(0, 1)), d[place].float().view(-1))
+        x = kind.columns(as_columns(part.x, size), None if w is None else as_columns(w, size))
+        error = x.error(x.held(as_columns(codes[place], size).flatten(0, 1)), d[place].float().view(-1))
         new_d, new_error = best_one_level(x)
         better = (new_error < error).nonzero().squeeze(1)
         d[place][better, 0] = new_d[better].half()
-        codes[place][better] = rows(x.stored(new_d).view(2, 16, -1), n)[better]
+        codes[place][better] = rows(x.stored(new_d).view(size // 16, 16, -1), n)[better]
         start += n

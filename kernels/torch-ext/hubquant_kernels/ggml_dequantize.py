@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from . import mxfp4
 from ._ops import add_op_namespace_prefix
 from .ggml_codebook import codebook
 from .ggml_layout import (
@@ -17,6 +18,8 @@ from .ggml_layout import (
     unpack_q4_k,
     unpack_q5_k,
     unpack_q6_k,
+    unpack_tq1_0,
+    unpack_tq2_0,
 )
 from .ggml_types import GGML_TYPES
 
@@ -98,6 +101,19 @@ def _iq4_xs(data: Tensor) -> Tensor:
     return (scale * codebook(data.device)[codes.view(len(codes), 8, 32).long()]).view(len(codes), -1)
 
 
+def _ternary(fields: tuple[Tensor, Tensor]) -> Tensor:
+    d, codes = fields
+    return d.float() * (codes.float() - 1)
+
+
+def _tq1_0(data: Tensor) -> Tensor:
+    return _ternary(unpack_tq1_0(data))
+
+
+def _tq2_0(data: Tensor) -> Tensor:
+    return _ternary(unpack_tq2_0(data))
+
+
 DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "F32": _f32,
     "F16": _f16,
@@ -114,6 +130,9 @@ DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
     "Q5_K": _q5_k,
     "Q6_K": _q6_k,
     "IQ4_XS": _iq4_xs,
+    "TQ1_0": _tq1_0,
+    "TQ2_0": _tq2_0,
+    "MXFP4": mxfp4.decode,
 }
 
 

@@ -145,3 +145,38 @@ def unpack_iq4_xs(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     high = torch.stack([(data[:, 2:4] >> shift) & 3 for shift in (0, 2, 4, 6)], dim=2).view(-1, 8)
     sc = (unpack_nibbles(data[:, 4:8], 1) | (high << 4)).view(torch.int8) - 32
     return half(data[:, :2]), sc, unpack_nibbles(data[:, 8:], 16)
+
+
+# TQ1_0 keeps five codes 0..2 in a byte: 160 weights in runs of 32, 80 in runs of 16, and the last 16 in runs of 4, four to a byte
+_TRITS = ((0, 160, 32), (160, 240, 16), (240, 256, 4))
+
+
+def pack_tq1_0(d: Tensor, codes: Tensor) -> Tensor:
+    """Codes 0..2 [n, 256]."""
+    fields = []
+    for start, end, run in _TRITS:
+        digits = codes[:, start:end].view(len(codes), -1, run).to(torch.int16)
+        value = torch.zeros_like(digits[:, 0])
+        for digit in range(5):
+            value = value * 3 + (digits[:, digit] if digit < digits.shape[1] else 0)
+        # as a fraction of 3⁵ in 256ths, rounded up: multiplying by 3 brings one digit after the other above the byte
+        fields.append((value.to(torch.int32) * 256 + 242) // 243)
+    return torch.cat((*(f.to(torch.uint8) for f in fields), half_bytes(d)), dim=1)
+
+
+def unpack_tq1_0(data: Tensor) -> tuple[Tensor, Tensor]:
+    codes = []
+    for bytes_, (start, end, run) in zip((data[:, :32], data[:, 32:48], data[:, 48:52]), _TRITS, strict=True):
+        for digit in range((end - start) // run):
+            shifted = (bytes_ * 3**digit).to(torch.int16)
+            codes.append((shifted * 3 >> 8).to(torch.uint8))
+    return half(data[:, 52:]), torch.cat(codes, dim=1)
+
+
+def pack_tq2_0(d: Tensor, codes: Tensor) -> Tensor:
+    """Codes 0..2 [n, 256]."""
+    return torch.cat((pack_planes(codes.view(-1, 4, 32), 2).view(len(codes), -1), half_bytes(d)), dim=1)
+
+
+def unpack_tq2_0(data: Tensor) -> tuple[Tensor, Tensor]:
+    return half(data[:, 64:]), unpack_planes(data[:, :64].reshape(-1, 32), 2).view(len(data), -1)

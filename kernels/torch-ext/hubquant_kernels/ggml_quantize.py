@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import kquant, kquant_symmetric, legacy
+from . import kquant, kquant_symmetric, legacy, mxfp4, ternary
 from ._ops import add_op_namespace_prefix
 from .ggml_columns import Blocks
 from .ggml_search import ColumnSum
@@ -29,6 +29,9 @@ ENCODERS: dict[str, Callable[[Blocks], Tensor]] = {
     "Q5_K": partial(kquant.encode, kquant.Q5_K),
     "Q6_K": kquant_symmetric.encode_q6_k,
     "IQ4_XS": kquant_symmetric.encode_iq4_xs,
+    "TQ1_0": ternary.encode_tq1_0,
+    "TQ2_0": ternary.encode_tq2_0,
+    "MXFP4": mxfp4.encode,
 }
 
 # weights per chunk: bounds the float32 copies

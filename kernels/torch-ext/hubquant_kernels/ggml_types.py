@@ -33,6 +33,9 @@ _TYPES = (
     GgmlType("Q5_K", 13, 256, 176),
     GgmlType("Q6_K", 14, 256, 210),
     GgmlType("IQ4_XS", 23, 256, 136),
+    GgmlType("TQ1_0", 34, 256, 54),
+    GgmlType("TQ2_0", 35, 256, 66),
+    GgmlType("MXFP4", 39, 32, 17),
 )
 
 GGML_TYPES: dict[str, GgmlType] = {t.name: t for t in _TYPES}
