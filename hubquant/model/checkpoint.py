@@ -55,6 +55,14 @@ class Checkpoint:
         if name not in self._shard_of:
             raise BadModel(f"{self.folder}: no tensor {name} in the checkpoint; is it complete?")
         value: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
+        return self._finite(name, value)
+
+    def entry(self, name: str, index: int) -> Tensor:
+        """tensor(name)[index] without reading the rest: one expert of fused ones."""
+        value: Tensor = self._slice(name)[index]
+        return self._finite(name, value)
+
+    def _finite(self, name: str, value: Tensor) -> Tensor:
         if value.is_floating_point() and not torch.isfinite(value).all():
             bad = int((~torch.isfinite(value)).sum())
             raise BadModel(f"{self._shard_of[name]}: tensor {name} holds {bad} NaN or infinite values; the base is damaged")

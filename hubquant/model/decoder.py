@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint, TensorSource
+from hubquant.model.experts import routers, take_apart
+from hubquant.model.naming import NamedSource, StoredNames
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -62,12 +64,12 @@ class Decoder:
     """
 
     def __init__(self, config: PretrainedConfig, source: TensorSource, device: torch.device | None = None) -> None:
-        self.config, self.source = config, source
+        self.config = config
         self.device = device or torch.device("cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         try:
             with init_empty_weights(include_buffers=False):
-                self.model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=self.dtype)
+                self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         except ValueError as error:
             why = str(error).splitlines()[0].split(". ")[0]
             raise BadModel(f"architecture {config.model_type!r} is not a causal language model: {why}") from None
@@ -78,12 +80,25 @@ class Decoder:
         self.layers_name, self.layers = _decoder_layers(self.model, config)
         self.tied = dict(self.model.all_tied_weights_keys or {})
         self._relays = [_Relay(layer) for layer in self.layers]
+        self.names, self.experts = StoredNames(self.model), take_apart(self.model)
+        for path, experts in self.experts.items():
+            self.names.learn(path, experts)
+        self.source = NamedSource(source, self.names, self.experts)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        stored = self.model.state_dict(keep_vars=True)
+        # buffers that a checkpoint holds are weights too (DeepSeek-V3's bias of the choice of experts); others are computed
+        self.buffers = {n for n in stored if n not in parameters and self.source.find(n) is not None}
         if isinstance(source, Checkpoint):
             self._check_fit(source)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every stored parameter by name with its shape; tied copies are left out."""
-        return {n: tuple(p.shape) for n, p in self.model.named_parameters(remove_duplicate=False) if n not in self.tied}
+        """Every stored parameter by the name of its module with its shape; tied copies are left out, experts stand alone."""
+        shapes = {n: tuple(p.shape) for n, p in self.model.named_parameters(remove_duplicate=False) if n not in self.tied}
+        return shapes | {n: tuple(self.model.get_buffer(n).shape) for n in sorted(self.buffers)}
+
+    def routers(self) -> set[str]:
+        """Names of the weights that choose among experts."""
+        return routers(self.model, self.experts)
 
     def outside(self) -> list[str]:
         """Names of the parameters that belong to no decoder layer: embeddings, final norm, head."""
@@ -119,7 +134,7 @@ class Decoder:
     def layer(self, index: int) -> Iterator[nn.Module]:
         """The layer with its weights; they are gone when the block ends."""
         layer = self.layers[index]
-        with self._materialized([n for n, _ in self._parameters_below(self.prefix(index))]):
+        with self._materialized([n for n in self.shapes() if n.startswith(self.prefix(index))]):
             yield layer
 
     def call(self, index: int) -> Mapping[str, Any]:
@@ -162,10 +177,7 @@ class Decoder:
         own = {id(p) for p in head.parameters()} if head is not None else set()
         keep = set(self._embedding_names())
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        return [n for n in self.outside() if n in keep or id(named[n]) not in own]
-
-    def _parameters_below(self, prefix: str) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for n, p in self.model.named_parameters() if n.startswith(prefix)]
+        return [n for n in self.outside() if n in keep or id(named.get(n)) not in own]
 
     @contextmanager
     def _relayed(self) -> Iterator[None]:
@@ -187,22 +199,26 @@ class Decoder:
                 shared[original].append(copy)
         try:
             for name, places in shared.items():
+                if name in self.buffers:
+                    self.model.get_buffer(name).copy_(self.source.tensor(name))
+                    continue
                 value = nn.Parameter(self.source.tensor(name).to(self.device, self.dtype), requires_grad=False)
                 for place in places:
                     _set_parameter(self.model, place, value)
             yield
         finally:
-            for places in shared.values():
-                for place in places:
+            for name, places in shared.items():
+                for place in places if name not in self.buffers else ():
                     old = self.model.get_parameter(place)
                     _set_parameter(self.model, place, nn.Parameter(torch.empty_like(old, device="meta"), requires_grad=False))
 
     def _check_fit(self, checkpoint: Checkpoint) -> None:
         for name, shape in self.shapes().items():
-            if name not in checkpoint:
+            stored = self.source.shape(name)
+            if stored is None:
                 raise BadModel(f"{checkpoint.folder.name}: tensor {name} is missing from the checkpoint; is a shard missing?")
-            if checkpoint.shape(name) != shape:
-                found, wanted = list(checkpoint.shape(name)), list(shape)
+            if stored != shape:
+                found, wanted = list(stored), list(shape)
                 raise BadModel(f"{checkpoint.folder.name}: tensor {name} has shape {found}; config.json asks for {wanted}")
 
 
@@ -214,11 +230,16 @@ def apply_layer(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> Te
 
 
 def _decoder_layers(model: nn.Module, config: PretrainedConfig) -> tuple[str, nn.ModuleList]:
-    wanted = config.num_hidden_layers
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == wanted and all(any(True for _ in m.parameters()) for m in module):
-            return name, module
-    raise BadModel(f"architecture {config.model_type!r}: no list of {wanted} decoder layers found in its modules")
+    """The list of modules that holds most of the language model's weights, by name; of several, the one as long as the config says."""
+    wanted = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = {
+        n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and all(any(True for _ in x.parameters()) for x in m)
+    }
+    outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
+    if not outer:
+        raise BadModel(f"architecture {config.model_type!r}: no list of decoder layers found in its modules")
+    name = max(outer, key=lambda n: (len(outer[n]) == wanted, sum(p.numel() for p in outer[n].parameters())))
+    return name, outer[name]
 
 
 def _set_parameter(model: nn.Module, name: str, value: nn.Parameter) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hubquant.errors import BadModel
 from hubquant.model.decoder import apply_layer
+from hubquant.model.experts import Experts, routers
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,30 @@ def structure(layer: nn.Module) -> Structure:
 def find_inputs(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> list[LayerInput]:
     """The layer's distinct linear inputs, in the order they are read. `hidden` [1, window, hidden] is one calibration window.
 
-    Raises BadModel if the layer holds weights of more than two dimensions (fused experts), which no linear reads.
+    The experts of one list are alike: the one that most tokens reach is probed, the others follow it. Raises BadModel if the layer
+    holds fused experts that could not be taken apart, or that taken apart compute something else.
     """
     for name, parameter in layer.named_parameters():
-        if parameter.dim() > 2:
+        if parameter.dim() > 2 and not isinstance(layer.get_submodule(name.rpartition(".")[0]), nn.Conv1d):
             raise BadModel(
-                f"layer weight {name} has {parameter.dim()} dimensions (fused experts); mixtures of experts are not supported"
+                f"layer weight {name} has {parameter.dim()} dimensions: fused experts that do not follow transformers' experts "
+                "interface are not supported"
             )
-    probe = _Probe(layer, hidden, call)
+    experts = {n: m for n, m in layer.named_modules() if isinstance(m, Experts)}
+    busiest = _busiest(layer, hidden, call, experts)
+    left_out = routers(layer, experts)
+    probed = {
+        n: m
+        for n, m in layer.named_modules()
+        if isinstance(m, nn.Linear)
+        and f"{n}.weight" not in left_out
+        and all(n.startswith(f"{path}.{index}.") for path, index in busiest.items() if n.startswith(f"{path}."))
+    }
+    inputs = _probe(layer, _Probe(layer, probed, hidden, call))
+    return [each for read in inputs for each in _for_all_experts(read, experts, busiest)]
+
+
+def _probe(layer: nn.Module, probe: "_Probe") -> list[LayerInput]:
     groups = probe.linears_by_input()
     norms = {
         n: m for n, m in layer.named_modules() if n and not isinstance(m, nn.Linear) and getattr(m, "weight", None) is not None
@@ -74,12 +91,47 @@ def find_inputs(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> li
     return result
 
 
+def _busiest(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any], experts: Mapping[str, Experts]) -> dict[str, int]:
+    """The expert of each list that most tokens reach, after proof that the experts do what the model's own do."""
+    calls: dict[str, tuple[Any, ...]] = {}
+    handles = [
+        m.register_forward_pre_hook(lambda _m, args, kwargs, n=n: calls.__setitem__(n, (*args, *kwargs.values())), with_kwargs=True)
+        for n, m in experts.items()
+    ]
+    try:
+        if experts:
+            apply_layer(layer, hidden, call)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, (x, index, weights) in calls.items():
+        experts[name].prove(x, index, weights)
+    counts = {name: index.flatten().bincount(minlength=experts[name].fused.count) for name, (_, index, _) in calls.items()}
+    return {name: int(count[: experts[name].fused.count].argmax()) for name, count in counts.items()}
+
+
+def _for_all_experts(read: LayerInput, experts: Mapping[str, Experts], busiest: Mapping[str, int]) -> list[LayerInput]:
+    """The input, or if it is one of a probed expert, the same of each expert of its list."""
+    path = next((p for p, index in busiest.items() if read.name.startswith(f"{p}.{index}.")), None)
+    if path is None:
+        return [read]
+    old = f"{path}.{busiest[path]}."
+
+    def moved(name: str, index: int) -> str:
+        return f"{path}.{index}.{name.removeprefix(old)}"
+
+    result = []
+    for index in range(experts[path].fused.count):
+        absorber = read.absorber and Absorber(moved(read.absorber.module, index), read.absorber.channels)
+        result.append(LayerInput(tuple(moved(n, index) for n in read.linears), absorber))
+    return result
+
+
 class _Probe:
     """One layer run again and again on one window, with one module's output scaled."""
 
-    def __init__(self, layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> None:
-        self.layer, self.call, self.hidden = layer, call, hidden
-        self.linears = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
+    def __init__(self, layer: nn.Module, linears: dict[str, nn.Linear], hidden: Tensor, call: Mapping[str, Any]) -> None:
+        self.layer, self.linears, self.call, self.hidden = layer, linears, call, hidden
         self.inputs, self.output = self._run()
 
     def linears_by_input(self) -> list[list[str]]:
