@@ -48,14 +48,15 @@ class GgufArtifactWriter:
         started = time.monotonic()
         for name, weight in layer.tensors.items():
             full_name = layer.prefix + name
-            stored_as = self._writer.gguf_name(full_name)
-            if stored_as is None:
+            stored_as = self._writer.gguf_names(full_name)
+            if not stored_as:
                 continue
             statistics = layer.statistics_of(name)
             if statistics is None:
                 self._writer.add(full_name, weight)
                 continue
-            self.imatrix.add(stored_as, statistics.hessian.diagonal(), statistics.n_tokens)
+            for stored in stored_as:
+                self.imatrix.add(stored, statistics.hessian.diagonal(), statistics.n_tokens)
             self._records.append(self._writer.add(full_name, weight, statistics.importance, statistics.output_error))
         self._seconds += time.monotonic() - started
 

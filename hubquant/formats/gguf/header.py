@@ -83,16 +83,24 @@ class GgufHeader:
             raise BadModel(f"{self.name}: {key} is {value!r}, expected a positive whole number")
         return value
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor, decoded: float32, of its shape. Raises BadModel if the file has none of that name."""
+    def tensor(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
+        """The tensor, decoded: float32, of its shape, or `count` of its first dimension from `start` on.
+
+        Raises BadModel if the file has none of that name.
+        """
         if name not in self.tensors:
             raise BadModel(f"{self.name}: no tensor {_quoted(name)}")
         stored = self.tensors[name]
+        stop = stored.shape[0] if count is None else start + count
         columns = stored.shape[-1]
         row_bytes = columns // stored.kind.block_size * stored.kind.type_size
+        rows = np.frombuffer(self.data, np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes)
+        if len(stored.shape) > 1:
+            each = math.prod(stored.shape[1:-1])
+            rows = rows[start * each : stop * each]
         # copied: torch takes no read-only memory
-        rows = np.frombuffer(self.data, np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes).copy()
-        return decode(torch.from_numpy(rows), stored.kind.name).reshape(stored.shape)
+        values = decode(torch.from_numpy(rows.copy()), stored.kind.name)
+        return values.reshape(-1, *stored.shape[1:]) if len(stored.shape) > 1 else values[0, start:stop]
 
 
 def _quoted(text: str) -> str:

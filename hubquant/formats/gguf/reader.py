@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from hubquant.errors import BadModel
-from hubquant.formats.gguf.families import ROPE_FREQS, family_of_file
+from hubquant.formats.gguf.families import family_of_file
+from hubquant.formats.gguf.families.family import Slot, whole_number
 from hubquant.formats.gguf.header import GgufHeader
 
 
@@ -19,26 +20,37 @@ class GgufSource:
         if not isinstance(architecture, str):
             raise BadModel(f"{path.name} does not say which architecture it is of (general.architecture)")
         self.family = family_of_file(architecture)
-        self._heads = self.header.positive(f"{architecture}.attention.head_count")
-        self._heads_kv = self.header.positive(f"{architecture}.attention.head_count_kv")
-        self._stored = {self.family.hf_name(name): name for name in self.header.tensors if name != ROPE_FREQS}
+        prefix = f"{architecture}."
+        self._parameters = {k.removeprefix(prefix): v for k, v in self.header.values.items() if k.startswith(prefix)}
+        n_layer = whole_number(self._parameters, "block_count")
+        stored = {name: tensor.shape for name, tensor in self.header.tensors.items()}
+        if n_layer > len(stored):
+            raise BadModel(f"{path.name}: {prefix}block_count is {n_layer}, more than the file has tensors")
+        layout = self.family.layout(n_layer, self._parameters)
+        self._shapes = layout.shapes(stored)
+        self._slots, expected = layout.slots(self._shapes)
+        for name, shape in expected.items():
+            if stored[name] != shape:
+                raise BadModel(f"{path.name}: tensor {name!r} has shape {list(stored[name])}, expected was {list(shape)}")
 
     def names(self) -> list[str]:
         """Hugging Face names; a tied lm_head is not among them."""
-        return list(self._stored)
+        return list(self._shapes)
 
     def type_of(self, name: str) -> str:
-        """The ggml type that the tensor is stored in."""
-        return self.header.tensors[self._gguf_name(name)].kind.name
+        """The ggml type that the tensor is stored in; of its first part if it has several."""
+        return self.header.tensors[self._slots_of(name)[0].gguf_name].kind.name
 
     def tensor(self, name: str) -> Tensor:
         """float32, decoded from the published bytes. Raises BadModel if the file has none of that name."""
-        stored = self._gguf_name(name)
-        weight = self.header.tensor(stored)
-        rows = self.family.stored_rows(stored, tuple(weight.shape), self._heads, self._heads_kv)
-        return weight if rows is None else torch.empty_like(weight).index_copy_(0, rows, weight)
+        slots = self._slots_of(name)
+        weight = torch.empty(self._shapes[name])
+        for slot in slots:
+            stored = self.header.tensor(slot.gguf_name, slot.start, slot.shape[0])
+            slot.put_back(stored, weight, self._parameters)
+        return weight
 
-    def _gguf_name(self, name: str) -> str:
-        if name not in self._stored:
+    def _slots_of(self, name: str) -> tuple[Slot, ...]:
+        if name not in self._slots:
             raise BadModel(f"{self.header.name}: no tensor {name} in the file")
-        return self._stored[name]
+        return self._slots[name]

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from hubquant.artifact import TensorRecord
 from hubquant.errors import BadModel, DiskFull
-from hubquant.formats.gguf.families import ROPE_FREQS, family_of_model
+from hubquant.formats.gguf.families import family_of_model
+from hubquant.formats.gguf.families.family import Slot, whole_number
+from hubquant.formats.gguf.hyperparameters import completed
 from hubquant.formats.gguf.imatrix import ImatrixInfo
-from hubquant.formats.gguf.metadata import Provenance, Value, general, hyperparameters, positive, rope_factors
+from hubquant.formats.gguf.metadata import Provenance, Value, general
 from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
 from hubquant.quantize.ggml import GGML_TYPES, decode, encode, row_bytes
@@ -47,21 +49,23 @@ class GgufWriter:
         self.path = path
         self._part = path.with_name(path.name + ".part")
         self._family = family_of_model(config)
-        self._heads = positive(config, "num_attention_heads")
-        self._heads_kv = positive(config, "num_key_value_heads", self._heads)
-        n_layer = positive(config, "num_hidden_layers")
-        tied = bool(config.get("tie_word_embeddings"))
-        named = {hf: self._family.gguf_name(hf) for hf in tensors if not (tied and hf == "lm_head.weight")}
-        self._name = {hf: name for hf, name in named.items() if name is not None}
-        shapes = {name: tensors[hf] for hf, name in self._name.items()}
-        self._family.check_complete(shapes, n_layer)
+        whole = completed(config)
+        self._parameters = self._family.hyperparameters(whole)
+        n_layer = whole_number(self._parameters, "block_count")
+        layout = self._family.layout(n_layer, self._parameters)
+        tied = bool(whole.get("tie_word_embeddings"))
+        announced = {hf: shape for hf, shape in tensors.items() if not (tied and hf == self._family.head)}
+        self._announced = {hf: tuple(shape) for hf, shape in announced.items() if layout.gguf_names(hf)}
+        layout.check_complete(self._announced)
+        self._slots, shapes = layout.slots(self._announced)
         n_vocab = shapes["token_embd.weight"][0]
-        if n_vocab != positive(config, "vocab_size"):
-            raise BadModel(f"the embedding has {n_vocab} rows, config.json says vocab_size {config['vocab_size']}")
-        factors = rope_factors(config)
-        if factors is not None:
-            shapes[ROPE_FREQS] = tuple(factors.shape)
-        dimensions = Dimensions(self._family.architecture, n_layer, self._heads, self._heads_kv)
+        if n_vocab != whole["vocab_size"]:
+            raise BadModel(f"the embedding has {n_vocab} rows, config.json says vocab_size {whole['vocab_size']}")
+        extra = self._family.extra(whole)
+        shapes |= {name: tuple(tensor.shape) for name, tensor in extra.items()}
+        heads = whole_number(self._parameters, "attention.head_count")
+        heads_kv = whole_number(self._parameters, "attention.head_count_kv")
+        dimensions = Dimensions(self._family.architecture, n_layer, heads, heads_kv)
         self._base = mixture(variant.mixture).base
         self._types = tensor_types(variant.mixture, shapes, dimensions, imatrix is not None)
         self._shapes = shapes
@@ -69,22 +73,21 @@ class GgufWriter:
         entries = sum(len(shape) > 1 and name.startswith("blk.") for name, shape in shapes.items())
         values: dict[str, Value] = {
             **general(provenance, mixture(variant.mixture), imatrix, parameters, entries),
-            **hyperparameters(config, self._family, n_vocab),
+            **{f"{self._family.architecture}.{key}": value for key, value in self._parameters.items()},
             **tokenizer_values(checkpoint_folder, config, n_vocab),
         }
-        self._missing = set(shapes)
+        self._missing = set(self._announced)
         self._reserve(values)
-        if factors is not None:
-            self._write(ROPE_FREQS, encode(factors[None], "F32"))
+        for name, tensor in extra.items():
+            self._write(name, 0, encode(tensor[None], "F32"))
 
-    def gguf_name(self, hf_name: str) -> str | None:
-        """The tensor's name in the file; None if it is not stored: a tied lm_head, a buffer that llama.cpp computes."""
-        return self._name.get(hf_name)
+    def gguf_names(self, hf_name: str) -> tuple[str, ...]:
+        """The tensors of the file that hold it; none if it is not stored: a tied lm_head, a buffer that llama.cpp computes."""
+        return tuple(dict.fromkeys(slot.gguf_name for slot in self._slots.get(hf_name, ())))
 
     def type_of(self, hf_name: str) -> str | None:
-        """The ggml type chosen for a tensor, None if it is not stored."""
-        name = self._name.get(hf_name)
-        return None if name is None else self._types[name]
+        """The ggml type chosen for a tensor (its parts' types, if they differ, with + between), None if it is not stored."""
+        return "+".join(dict.fromkeys(self._types[name] for name in self.gguf_names(hf_name))) or None
 
     def add(
         self,
@@ -95,33 +98,33 @@ class GgufWriter:
     ) -> TensorRecord:
         """Encodes and writes one tensor that type_of knows.
 
-        `importance` [in]: mean squared input of each column. `measure(weight, stored)`, given the float32 tensors before and
-        after, both in Hugging Face order, returns the record's output_error.
+        `importance` [in]: mean squared input of each column, or [experts, in] for a stack of experts. `measure(weight,
+        stored)`, given the float32 tensors before and after, both in Hugging Face order, returns the record's output_error.
         """
-        name = self._name[hf_name]
-        if tuple(weight.shape) != self._shapes[name]:
-            raise BadModel(f"tensor {hf_name} has shape {tuple(weight.shape)}, announced was {self._shapes[name]}")
-        rows = self._family.stored_rows(name, self._shapes[name], self._heads, self._heads_kv)
-        rows = None if rows is None else rows.to(weight.device)
-        kind = self._types[name]
-        ordered = weight if rows is None else weight[rows]
-        try:
-            data = encode(ordered if ordered.ndim > 1 else ordered[None], kind, importance)
-        except BadModel as error:
-            raise BadModel(f"tensor {hf_name}: {error}") from None
-        self._write(name, data)
-        output_error = None
-        if measure is not None:
-            stored = decode(data, kind).view_as(weight)
-            stored = stored if rows is None else torch.empty_like(stored).index_copy_(0, rows, stored)
-            output_error = measure(weight.float(), stored)
-        return TensorRecord(name=hf_name, type=kind, output_error=output_error, note=self._note(name))
+        if tuple(weight.shape) != self._announced[hf_name]:
+            raise BadModel(f"tensor {hf_name} has shape {tuple(weight.shape)}, announced was {self._announced[hf_name]}")
+        back = None if measure is None else torch.empty_like(weight, dtype=torch.float32)
+        for slot in self._slots[hf_name]:
+            kind = self._types[slot.gguf_name]
+            values = slot.values(weight, self._parameters)
+            try:
+                data = _encoded(values, kind, importance if slot.place.reads_input else None)
+            except BadModel as error:
+                raise BadModel(f"tensor {hf_name}: {error}") from None
+            self._write(slot.gguf_name, slot.start, data)
+            if back is not None:
+                slot.put_back(decode(data, kind).view(values.shape), back, self._parameters)
+        self._missing.remove(hf_name)
+        error = None if measure is None or back is None else measure(weight.float(), back)
+        return TensorRecord(
+            name=hf_name, type=self.type_of(hf_name) or "", output_error=error, note=self._note(self._slots[hf_name])
+        )
 
     def finish(self) -> None:
         """Makes the file durable and gives it its name. Raises BadModel if a tensor was never added."""
         if self._missing:
-            hf_names = sorted(hf for hf, name in self._name.items() if name in self._missing)
-            raise BadModel(f"{self.path.name}: {len(hf_names)} tensors were never written, the first is {hf_names[0]}")
+            first = min(self._missing)
+            raise BadModel(f"{self.path.name}: {len(self._missing)} tensors were never written, the first is {first}")
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -139,10 +142,11 @@ class GgufWriter:
         if not self._file.closed:
             self.discard()
 
-    def _note(self, name: str) -> str:
-        shape = self._shapes[name]
-        if len(shape) > 1 and shape[-1] % GGML_TYPES[self._base].block_size:
-            return f"rows of {shape[-1]} are no whole blocks of {self._base}: {self._types[name]}, as llama.cpp does"
+    def _note(self, slots: tuple[Slot, ...]) -> str:
+        for slot in slots:
+            name, width = slot.gguf_name, slot.shape[-1]
+            if len(slot.shape) > 1 and width % GGML_TYPES[self._base].block_size:
+                return f"rows of {width} are no whole blocks of {self._base}: {self._types[name]}, as llama.cpp does"
         return ""
 
     def _reserve(self, values: Mapping[str, Value]) -> None:
@@ -181,13 +185,22 @@ class GgufWriter:
             self.discard()
             raise _disk_error(error, self._part, end) from None
 
-    def _write(self, name: str, data: Tensor) -> None:
-        self._missing.remove(name)
+    def _write(self, name: str, start: int, data: Tensor) -> None:
+        """Encoded rows of a tensor, from `start` of its first dimension on."""
+        kind, shape = self._types[name], self._shapes[name]
+        each = prod(shape[1:-1]) * row_bytes(kind, shape[-1]) if len(shape) > 1 else row_bytes(kind, 1)
         try:
-            self._file.seek(self._offset[name])
+            self._file.seek(self._offset[name] + start * each)
             self._file.write(data.cpu().contiguous().numpy().data)
         except OSError as error:
             raise _disk_error(error, self._part, data.numel()) from None
+
+
+def _encoded(values: Tensor, kind: str, importance: Tensor | None) -> Tensor:
+    """uint8 [rows, row_bytes]; each matrix of a stack with its own row of `importance`, if that has one for each."""
+    if importance is None or importance.ndim == 1:
+        return encode(values.flatten(0, -2) if values.ndim > 1 else values[None], kind, importance)
+    return torch.cat([encode(matrix, kind, own) for matrix, own in zip(values, importance, strict=True)])
 
 
 def _add_value(writer: Any, key: str, value: Value) -> None:

@@ -43,9 +43,10 @@ def test_every_type_of_ggml_reads_as_in_the_gguf_package(tmp_path: Path) -> None
     writer = gguf.GGUFWriter(tmp_path / "all.gguf", "llama")
     writer.add_uint32("llama.attention.head_count", 1)
     writer.add_uint32("llama.attention.head_count_kv", 1)
+    writer.add_uint32("llama.block_count", len(GGML_TYPES))
     expected = {}
     for layer, kind in enumerate(GGML_TYPES.values()):
-        data = encode(torch.randn(4, 512, generator=torch.Generator().manual_seed(layer)), kind.name).numpy()
+        data = encode(torch.randn(4, 512, generator=torch.Generator().manual_seed(layer)), kind.name, torch.ones(512)).numpy()
         name = f"blk.{layer}.ffn_up.weight"
         values = data.view({"F32": np.float32, "F16": np.float16}.get(kind.name, np.uint8))
         writer.add_tensor(name, values, raw_dtype=gguf.GGMLQuantizationType(kind.value))
@@ -67,8 +68,8 @@ def test_a_tensor_that_is_not_there(demo_gguf: Callable[[str], Path]) -> None:
 @pytest.mark.parametrize(
     ("architecture", "heads", "tensor", "message"),
     [
-        ("gemma", 1, "token_embd.weight", "GGUF architecture 'gemma' cannot be read"),
-        ("llama", 0, "token_embd.weight", "attention.head_count is 0"),
+        ("bloom", 1, "token_embd.weight", "GGUF architecture 'bloom' cannot be read"),
+        ("llama", 0, "blk.0.attn_q.weight", "attention.head_count is 0"),
         ("llama", 1, "blk.0.nonsense.weight", "nonsense"),
         ("llama", 3, "blk.0.attn_q.weight", "4 rows, which 3 heads"),
     ],
@@ -77,6 +78,7 @@ def test_files_that_are_sound_but_not_ours(architecture: str, heads: int, tensor
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", architecture)
     writer.add_uint32(f"{architecture}.attention.head_count", heads)
     writer.add_uint32(f"{architecture}.attention.head_count_kv", heads)
+    writer.add_uint32(f"{architecture}.block_count", 1)
     writer.add_tensor(tensor, np.zeros((4, 32), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

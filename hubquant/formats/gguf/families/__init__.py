@@ -1,0 +1,30 @@
+"""The model families that can be written as GGUF: one row each."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hubquant.errors import BadModel
+from hubquant.formats.gguf.families.family import Family
+from hubquant.formats.gguf.families.llama import GRANITE, LLAMA, QWEN2, QWEN3, SMOLLM3
+
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, SMOLLM3, GRANITE)
+
+
+def family_of_model(config: Mapping[str, Any]) -> Family:
+    """The row for a config.json. Raises BadModel naming the architecture and the known ones."""
+    model_type = config.get("model_type")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    name = (config.get("architectures") or ["?"])[0]
+    raise BadModel(f"architecture {name} (model_type {model_type!r}) cannot be written as GGUF yet; known: {known}")
+
+
+def family_of_file(architecture: str) -> Family:
+    """The row for a GGUF file's general.architecture. Raises BadModel naming the known ones."""
+    for family in FAMILIES:
+        if family.architecture == architecture:
+            return family
+    known = ", ".join(family.architecture for family in FAMILIES)
+    raise BadModel(f"GGUF architecture {architecture!r} cannot be read; known: {known}")
