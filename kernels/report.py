@@ -1,0 +1,180 @@
+"""Every shipped kernel configuration compiled for every GPU it is shipped for, without a GPU, and what the machine code says.
+
+    python kernels/report.py            # writes REPORT.md and report.json beside this file
+    python kernels/report.py --check    # compares with them; exit status 1 and a sentence for each thing that is wrong
+
+A second run takes seconds: figures are kept under a hash of the kernel's source and of all that it is compiled with.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import hubquant_kernels.gpu
+from hubquant_kernels.gpu.compilation import Compilation
+from machinecode import Figures, measure
+from parts import KIB, PARTS, Part
+
+HERE = Path(__file__).parent
+CACHE = HERE.parent / ".cache" / "kernels"
+REPORT, COMMITTED = HERE / "REPORT.md", HERE / "report.json"
+WORKERS = 2
+SLACK = 1.05
+ALIKE = {"sm_100": "sm_80"}  # whose tensor-core instructions name no shape; the same tiles are multiplied on both
+LOWER_IS_BETTER = ("registers", "shared", "instructions", "loop")
+HIGHER_IS_BETTER = ("tensor", "wide_loads", "wide_copies")
+COLUMNS = "configuration | regs | spills | shared | tensor | ld128 | cp128 | loop | /weight | memory | issue | tensor bound"
+Table = dict[str, dict[str, Figures]]
+
+HEAD = """# What the kernels compile to
+
+**Every figure here is static: read from machine code that was compiled without a GPU. Nothing in this file was run on one, and
+a bound is what the part could do at best, not a measurement.** Written by `python kernels/report.py`, checked in CI by
+`make test-kernels`: no spills, tensor-core instructions where meant, shared memory within the part's limit, 128-bit loads
+where meant, and no figure more than 5 % worse than here.
+
+- **tensor**: tensor-core instructions. **ld128**, **cp128**: 128-bit loads into registers, asynchronous 128-bit copies.
+- **loop**: instructions of the innermost loop; **/weight**: instructions of a warp per weight in it.
+- **memory**, **issue**, **tensor bound**: the time that the loop needs at least on the part for what it reads, for issuing its
+  instructions, and for its tensor-core operations, as a percentage of the longest of the three. 100 % names what limits; 90 %
+  under *memory* says that the kernel can reach 90 % of the memory's speed as far as instructions go.
+"""
+
+
+def compilations() -> list[Compilation]:
+    """Of all files in hubquant_kernels/gpu, by name. Raises ValueError if two have the same."""
+    found: dict[str, Compilation] = {}
+    for module in pkgutil.iter_modules(hubquant_kernels.gpu.__path__):
+        for one in getattr(importlib.import_module(f"hubquant_kernels.gpu.{module.name}"), "COMPILATIONS", ()):
+            if one.name in found:
+                raise ValueError(f"two shipped configurations are called {one.name!r}")
+            found[one.name] = one
+    return [found[name] for name in sorted(found)]
+
+
+def tabulate(chosen: list[Compilation]) -> Table:
+    """Figures by configuration and target, from two processes."""
+    os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE / "triton"))
+    pairs = [(c.name, target) for c in chosen for target in c.targets]
+    with ProcessPoolExecutor(WORKERS) as workers:
+        figures = list(workers.map(_figures, *zip(*pairs, strict=True)))
+    table: Table = {c.name: {} for c in chosen}
+    for (name, target), one in zip(pairs, figures, strict=True):
+        table[name][target] = one
+    return table
+
+
+def _figures(name: str, target: str) -> Figures:
+    return measure(next(c for c in compilations() if c.name == name), target, CACHE)
+
+
+def problems(compilation: Compilation, target: str, figures: Figures, committed: Figures | None) -> list[str]:
+    """What must not be, in sentences. `committed`: the figures of report.json."""
+    where, part = f"{compilation.name} on {target}", PARTS[target]
+    found = []
+    if figures.spills:
+        found.append(f"{where}: registers are spilled ({figures.spills})")
+    if figures.shared > part.shared:
+        found.append(f"{where}: {figures.shared} bytes of shared memory, and a program on {part.name} may have {part.shared}")
+    if compilation.tensor_cores and not figures.tensor:
+        found.append(f"{where}: no tensor-core instruction")
+    if compilation.wide_loads and not figures.wide_loads + figures.wide_copies:
+        found.append(f"{where}: nothing is loaded 128 bits wide")
+    if committed is None:
+        return [*found, f"{where}: not in report.json; run python kernels/report.py"]
+    for metric in LOWER_IS_BETTER + HIGHER_IS_BETTER:
+        before, now = getattr(committed, metric), getattr(figures, metric)
+        if now > before * SLACK if metric in LOWER_IS_BETTER else now * SLACK < before:
+            found.append(f"{where}: {metric} was {before} and is {now}")
+    return found
+
+
+def bounds(compilation: Compilation, figures: Figures, part: Part) -> tuple[float, float, float]:
+    """Memory, issue and tensor-core time of one trip of the innermost loop, each as a fraction of the longest."""
+    warps = compilation.num_warps
+    times = (
+        compilation.bytes_read / part.bandwidth,
+        figures.loop * warps / part.issue,
+        figures.loop_tensor * warps / part.tensor,
+    )
+    return tuple(t / max(times) for t in times)
+
+
+def render(chosen: list[Compilation], table: Table) -> str:
+    """REPORT.md."""
+    lines = [HEAD]
+    for target, part in PARTS.items():
+        rates = (
+            f"{part.sms} SMs at {part.clock / 1e9:.2f} GHz, {part.bandwidth / 1e12:.2f} TB/s, {part.tensor / 1e12:.0f} Tflop/s fp16"
+        )
+        lines += [f"## {target}: {part.name}\n", f"{rates}\n", f"| {COLUMNS} |", "|---|" + "---:|" * COLUMNS.count("|")]
+        for one in (c for c in chosen if target in c.targets):
+            row = table[one.name]
+            lines.append(_row(one, row[target], part, row.get(ALIKE.get(target, target))))
+        lines += [""]
+    return "\n".join(lines)
+
+
+def _row(compilation: Compilation, figures: Figures, part: Part, alike: Figures | None) -> str:
+    known = Figures(**{**asdict(figures), "loop_tensor": alike.loop_tensor}) if alike else figures
+    per_weight, limits = "", ("", "", "")
+    if compilation.weights:
+        per_weight = f"{figures.loop * compilation.num_warps / compilation.weights:.3f}"
+    if compilation.bytes_read or compilation.tensor_cores:
+        limits = tuple(f"{100 * share:.0f} %" if share else "" for share in bounds(compilation, known, part))
+    shared = f"{figures.shared / KIB:.0f} K" if figures.shared else "0"
+    counts = (figures.registers, figures.spills, shared, figures.tensor, figures.wide_loads, figures.wide_copies, figures.loop)
+    return "| " + " | ".join(map(str, (f"`{compilation.name}`", *counts, per_weight, *limits))) + " |"
+
+
+def read_committed() -> Table:
+    if not COMMITTED.exists():
+        return {}
+    document = json.loads(COMMITTED.read_text())
+    return {name: {t: Figures(**figures) for t, figures in row.items()} for name, row in document.items()}
+
+
+def check(chosen: list[Compilation], table: Table) -> list[str]:
+    """Every problem of every configuration, and figures of configurations that are no more."""
+    committed = read_committed()
+    found = [
+        sentence
+        for c in chosen
+        for target, figures in table[c.name].items()
+        for sentence in problems(c, target, figures, committed.get(c.name, {}).get(target))
+    ]
+    names = {c.name for c in chosen}
+    return found + [
+        f"{name}: in report.json, and shipped no more; run python kernels/report.py" for name in committed if name not in names
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with report.json instead of writing it")
+    parser.add_argument("--only", default="", metavar="WORD", help="print the rows of configurations with this word; write nothing")
+    arguments = parser.parse_args()
+    chosen = [c for c in compilations() if arguments.only in c.name]
+    table = tabulate(chosen)
+    if arguments.only:
+        print(render(chosen, table).removeprefix(HEAD))
+        return 0
+    if arguments.check:
+        found = check(chosen, table)
+        print("\n".join(found) or f"{len(chosen)} configurations, {sum(map(len, table.values()))} compilations: as in report.json")
+        return 1 if found else 0
+    REPORT.write_text(render(chosen, table))
+    found = [sentence for c in chosen for t, f in table[c.name].items() for sentence in problems(c, t, f, f)]
+    print("\n".join(found))
+    COMMITTED.write_text(json.dumps({n: {t: asdict(f) for t, f in row.items()} for n, row in table.items()}, indent=1) + "\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
