@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import mxfp4
 from ._ops import add_op_namespace_prefix
+from .dispatch import on_gpu
 from .ggml_codebook import codebook
 from .ggml_layout import (
     half,
@@ -137,11 +138,11 @@ DECODERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @torch.library.custom_op(add_op_namespace_prefix("ggml_dequantize"), mutates_args=())
-def ggml_dequantize(data: Tensor, type_name: str) -> Tensor:
-    """Bytes uint8 [out, row_bytes] of a type of GGML_TYPES → float32 [out, in]."""
+def ggml_dequantize(data: Tensor, type_name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Bytes uint8 [out, row_bytes] of a type of GGML_TYPES → [out, in], computed in float32 and rounded to `dtype`."""
     kind = GGML_TYPES[type_name]
     blocks = data.reshape(-1, kind.type_size)
-    out = torch.empty(len(blocks), kind.block_size, dtype=torch.float32, device=data.device)
+    out = torch.empty(len(blocks), kind.block_size, dtype=dtype, device=data.device)
     step = CHUNK_WEIGHTS // kind.block_size
     for start in range(0, len(blocks), step):
         out[start : start + step] = DECODERS[type_name](blocks[start : start + step])
@@ -149,6 +150,9 @@ def ggml_dequantize(data: Tensor, type_name: str) -> Tensor:
 
 
 @ggml_dequantize.register_fake
-def _(data: Tensor, type_name: str) -> Tensor:
+def _(data: Tensor, type_name: str, dtype: torch.dtype = torch.float32) -> Tensor:
     kind = GGML_TYPES[type_name]
-    return data.new_empty(data.shape[0], data.shape[1] // kind.type_size * kind.block_size, dtype=torch.float32)
+    return data.new_empty(data.shape[0], data.shape[1] // kind.type_size * kind.block_size, dtype=dtype)
+
+
+on_gpu(ggml_dequantize, "ggml_dequantize")
