@@ -4,8 +4,7 @@ The model is built from its config with every parameter on the meta device. A la
 windows, and emptied again; the code that runs is the model's own, so nothing about an architecture is repeated here.
 """
 
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.experts import routers, take_apart
 from hubquant.model.naming import NamedSource, StoredNames
+from hubquant.model.relay import Call, Relays
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -33,27 +33,6 @@ def read_config(folder: Path) -> PretrainedConfig:
     if method is not None:
         raise BadModel(f"{folder.name} is itself quantized (quant_method {method!r}); name its base model")
     return config
-
-
-class _Relay(nn.Module):
-    """Stands in a layer's place while the rest of the model runs: notes how the layer is called, passes on what it is told."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self._layer = [layer]  # in a list, so that the layer is not registered as a submodule
-        self.call: dict[str, Any] = {}
-        self.output: Tensor | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self._layer[0], name)
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
-        names = list(inspect.signature(self._layer[0].forward).parameters)[1:]
-        self.call = dict(zip(names, args, strict=False)) | kwargs
-        return hidden if self.output is None else self.output
 
 
 class Decoder:
@@ -79,7 +58,7 @@ class Decoder:
                 setattr(buffer_owner, name, buffer.to(self.device))
         self.layers_name, self.layers = _decoder_layers(self.model, config)
         self.tied = dict(self.model.all_tied_weights_keys or {})
-        self._relays = [_Relay(layer) for layer in self.layers]
+        self._relays = Relays(self.model, self.layers_name, self.layers, self._run_alone)
         self.names, self.experts = StoredNames(self.model), take_apart(self.model)
         for path, experts in self.experts.items():
             self.names.learn(path, experts)
@@ -118,16 +97,17 @@ class Decoder:
             raise BadModel(
                 f"token id {int(windows.max())} is beyond the vocabulary of {vocabulary}: tokenizer and model do not match"
             )
-        first = self._relays[0]
         seen: list[Tensor] = []
-        handle = first.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach().clone()))
-        try:
-            with self._materialized(self._outside_but_head()), self._relayed():
-                backbone = self.model.base_model
-                for window in windows:
-                    backbone(input_ids=window[None].to(self.device), use_cache=False)
-        finally:
-            handle.remove()
+        self._relays.forget()
+        with self._materialized(self._outside_but_head()):
+            backbone = self.model.base_model
+            for window in windows:
+                with self._relays.noting():
+                    self._run_model(backbone, input_ids=window[None].to(self.device))
+                assert self._relays.first is not None
+                seen.append(self._relays.first)
+        if seen[0].shape[:2] != (1, windows.shape[1]):
+            raise BadModel(f"its hidden states are of shape {list(seen[0].shape)}, expected [1, {windows.shape[1]}, hidden]")
         return torch.cat(seen)
 
     @contextmanager
@@ -137,15 +117,19 @@ class Decoder:
         with self._materialized([n for n in self.shapes() if n.startswith(self.prefix(index))]):
             yield layer
 
-    def call(self, index: int) -> Mapping[str, Any]:
-        """The keyword arguments the model calls this layer with (mask, positions), as noted by `embed`."""
-        return self._relays[index].call
+    def call(self, index: int, window: int = 0) -> Call:
+        """The keyword arguments the model calls this layer with (mask, positions) for this window, as noted by `embed`."""
+        return self._relays.call(index, window)
+
+    def windows(self, hidden: Tensor) -> Iterator[Tensor]:
+        """Views [1, window, hidden] of each window's hidden states."""
+        return iter(hidden.split(1))
 
     @torch.no_grad()
-    def run(self, index: int, layer: nn.Module, hidden: Tensor, batch: int = 4) -> Tensor:
-        """The layer over all windows, [n, window, hidden]; `hidden` is overwritten and returned."""
-        for start in range(0, hidden.shape[0], batch):
-            hidden[start : start + batch] = apply_layer(layer, hidden[start : start + batch], self.call(index))
+    def run(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
+        """The layer over all windows, [n, window, hidden], one by one as it was called; `hidden` is overwritten and returned."""
+        for number, window in enumerate(self.windows(hidden)):
+            window.copy_(apply_layer(layer, window, self.call(index, number)))
         return hidden
 
     @contextmanager
@@ -159,14 +143,25 @@ class Decoder:
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, window, vocabulary] in float32 from hidden states after the last layer, by the model's own final steps."""
-        self._relays[-1].output = hidden
+        with self._relays.answering(hidden):
+            width = self.model.get_input_embeddings().weight.shape[1]
+            embeddings = hidden.new_zeros(*hidden.shape[:2], width)
+            output: Tensor = self._run_model(self.model, inputs_embeds=embeddings).logits
+            return output.float()
+
+    def _run_model(self, model: nn.Module, **inputs: Tensor) -> Any:
+        """The model's own code around its layers. Raises BadModel where it does not take what stands in their places."""
         try:
-            with self._relayed():
-                positions = torch.zeros_like(hidden)
-                output: Tensor = self.model(inputs_embeds=positions, use_cache=False).logits
-                return output.float()
-        finally:
-            self._relays[-1].output = None
+            return model(**inputs, use_cache=False)
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise BadModel(f"architecture {self.config.model_type!r} cannot be run layer by layer: {why}") from error
+
+    def _run_alone(self, index: int, hidden: Tensor, call: Call) -> Any:
+        with self.layer(index) as layer:
+            return layer(hidden, **call)
 
     def _embedding_names(self) -> list[str]:
         embedding = self.model.get_input_embeddings()
@@ -178,17 +173,6 @@ class Decoder:
         keep = set(self._embedding_names())
         named = dict(self.model.named_parameters(remove_duplicate=False))
         return [n for n in self.outside() if n in keep or id(named.get(n)) not in own]
-
-    @contextmanager
-    def _relayed(self) -> Iterator[None]:
-        """Relays in the layers' places."""
-        parent_name, _, attribute = self.layers_name.rpartition(".")
-        parent = self.model.get_submodule(parent_name)
-        setattr(parent, attribute, nn.ModuleList(self._relays))
-        try:
-            yield
-        finally:
-            setattr(parent, attribute, self.layers)
 
     @contextmanager
     def _materialized(self, names: list[str]) -> Iterator[None]:
@@ -222,15 +206,15 @@ class Decoder:
                 raise BadModel(f"{checkpoint.folder.name}: tensor {name} has shape {found}; config.json asks for {wanted}")
 
 
-def apply_layer(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> Tensor:
+def apply_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
     """One layer's output for [n, window, hidden]; layers that return tuples give their first element."""
     output = layer(hidden, **call)
-    result: Tensor = output[0] if isinstance(output, tuple) else output
+    result: Tensor = output[0] if isinstance(output, tuple | list) else output
     return result
 
 
 def _decoder_layers(model: nn.Module, config: PretrainedConfig) -> tuple[str, nn.ModuleList]:
-    """The list of modules that holds most of the language model's weights, by name; of several, the one as long as the config says."""
+    """The list of modules with most of the weights, and its name; one as long as the config says goes first."""
     wanted = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
     lists = {
         n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and all(any(True for _ in x.parameters()) for x in m)

@@ -20,7 +20,7 @@ def run(folder: Path, tokens: Tensor) -> Tensor:
     hidden = decoder.embed(tokens)
     for index in range(len(decoder.layers)):
         with decoder.layer(index) as layer:
-            hidden = decoder.run(index, layer, hidden, batch=2)
+            hidden = decoder.run(index, layer, hidden)
     with decoder.head():
         logits = decoder.logits(hidden)
     assert all(p.is_meta for p in decoder.model.parameters()), "a weight stayed in memory"
