@@ -142,13 +142,13 @@ def test_reference_bytes_of_ggml(name: str, weighted: bool, real_weights: list[T
 @pytest.mark.parametrize("name", IQ_TYPES)
 def test_iq_bytes_are_ggmls(name: str, real_weights: list[Tensor]) -> None:
     """However the rows are shared out, and whatever the scale of the importance."""
-    weight = torch.cat((real_weights[0][:8], synthetic()[::40].repeat(1, 2)[:, : real_weights[0].shape[1]]))
+    weight = real_weights[0][:3]
     importance = importance_for(weight.shape[1])
     theirs = from_ggml(weight, name, importance)
     assert torch.equal(encode(weight, name, importance), theirs)
     assert torch.equal(encode(weight, name, importance * 2.0**40), theirs)
     assert torch.equal(
-        encode(weight[5:7].bfloat16(), name, importance), from_ggml(weight[5:7].bfloat16().float(), name, importance)
+        encode(weight[1:2].bfloat16(), name, importance), from_ggml(weight[1:2].bfloat16().float(), name, importance)
     )
     if name not in NEEDS_IMPORTANCE:
         assert torch.equal(encode(weight, name), from_ggml(weight, name, None))

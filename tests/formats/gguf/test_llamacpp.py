@@ -1,6 +1,5 @@
-"""llama.cpp itself reads our files: the same tokens, the same logits, the same perplexity, the same choice of types."""
+"""llama.cpp itself reads our files: the same tokens, the same logits, the same perplexity."""
 
-import ctypes
 import json
 import unicodedata
 from collections.abc import Callable
@@ -17,8 +16,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hubquant.formats.gguf.imatrix import ImatrixInfo
-from hubquant.formats.gguf.mixtures import MIXTURES, Dimensions, tensor_types
 from hubquant.formats.gguf.pretokenizer import PRE_TOKENIZERS
 from hubquant.formats.gguf.reader import GgufSource
 
@@ -253,61 +250,3 @@ def test_sentencepiece_tokens_are_those_of_the_tokenizer(
     for text in (*STRINGS[:-1], prose):
         expected = [1, *tokenizer.encode(text).ids]
         assert model.tokenize(text.encode(), add_bos=True, special=False) == expected, text
-
-
-def _quantized_by_llama_cpp(source: Path, target: Path, file_type: int, with_imatrix: bool) -> dict[str, str]:
-    """Tensor → type that llama_model_quantize chooses for an F16 file."""
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.nthread = file_type, 2
-    if with_imatrix:
-        tensors = [t for t in gguf.GGUFReader(source).tensors if t.name.startswith("blk.") and len(t.shape) == 2]
-        entries = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(tensors) + 1))()
-        keep = [np.ones(int(tensor.shape[0]), np.float32) for tensor in tensors]
-        for entry, tensor, ones in zip(entries, tensors, keep, strict=False):
-            entry.name, entry.size = tensor.name.encode(), len(ones)
-            entry.data = ones.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = ctypes.cast(entries, type(params.imatrix))
-    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)) == 0
-    return {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(target).tensors}
-
-
-@pytest.mark.parametrize("with_imatrix", [False, True])
-@pytest.mark.parametrize("mixture", [name for name in MIXTURES if name not in ("F32", "F16", "BF16")])
-@pytest.mark.parametrize("model", ["demo", "llama"])
-def test_types_are_those_llama_cpp_chooses(
-    model: str,
-    mixture: str,
-    with_imatrix: bool,
-    demo_folder: Path,
-    random_model: Callable[[str], Path],
-    write_gguf: Callable[..., Path],
-    tmp_path: Path,
-) -> None:
-    """The random model has rows of 64 and 96 and an output of its own: every K type must fall back."""
-    folder = demo_folder if model == "demo" else random_model(model)
-    source = write_gguf(tmp_path / "f16.gguf", "F16", folder)
-    info = ImatrixInfo("imatrix.gguf", "prose", 1) if with_imatrix else None
-    ours = {t.name: t.tensor_type.name for t in gguf.GGUFReader(write_gguf(tmp_path / "o.gguf", mixture, folder, info)).tensors}
-    assert ours == _quantized_by_llama_cpp(source, tmp_path / "t.gguf", MIXTURES[mixture].file_type, with_imatrix)
-
-
-@pytest.mark.parametrize("mixture", ["Q4_K_S", "Q4_K_M"])
-def test_types_of_a_70b_model_are_those_llama_cpp_chooses(
-    mixture: str, demo_folder: Path, write_gguf: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Known to llama.cpp by its 80 layers: the bundled model's, twenty times over."""
-    folder, weights = tmp_path / "deep", load_file(demo_folder / "model.safetensors")
-    folder.mkdir()
-    for name in list(weights):
-        prefix, _, rest = name.removeprefix("model.layers.").partition(".")
-        if prefix.isdigit():
-            weights |= {f"model.layers.{i}.{rest}": weights[name].clone() for i in range(int(prefix), 80, 4)}
-    save_file(weights, folder / "model.safetensors")
-    config = json.loads((demo_folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 80}))
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / file).symlink_to(demo_folder / file)
-    source = write_gguf(tmp_path / "f16.gguf", "F16", folder)
-    theirs = _quantized_by_llama_cpp(source, tmp_path / "t.gguf", MIXTURES[mixture].file_type, with_imatrix=False)
-    shapes = {t.name: tuple(t.shape.tolist())[::-1] for t in gguf.GGUFReader(source).tensors}
-    assert tensor_types(mixture, shapes, Dimensions("llama", 80, 4, 2), has_imatrix=False) == theirs

@@ -1,12 +1,14 @@
-"""What llama-quantize chose for published models; test_llamacpp asks llama.cpp itself."""
+"""What llama-quantize chose for published models; test_llamacpp_types asks llama.cpp itself."""
 
 from collections import Counter
+from math import prod
 
 import gguf
 import pytest
 
-from hubquant.errors import UsageError
+from hubquant.errors import BadModel, UsageError
 from hubquant.formats.gguf.mixtures import MIXTURES, Dimensions, tensor_types
+from hubquant.quantize.ggml import GGML_TYPES
 
 
 def llama_shapes(n_layer: int, hidden: int, kv: int, ffn: int, vocab: int, tied: bool) -> dict[str, tuple[int, ...]]:
@@ -70,7 +72,7 @@ def test_70b_gives_attn_v_more_bits() -> None:
 
 def test_vectors_are_float32_in_every_mixture() -> None:
     for name in MIXTURES:
-        types = tensor_types(name, LLAMA_2_7B, Dimensions("llama", 32, 32, 32), has_imatrix=False)
+        types = tensor_types(name, LLAMA_2_7B, Dimensions("llama", 32, 32, 32), has_imatrix=True)
         assert {kind for tensor, kind in types.items() if tensor.endswith("norm.weight")} == {"F32"}
 
 
@@ -80,5 +82,36 @@ def test_file_types_are_llama_cpps_numbers() -> None:
 
 
 def test_unknown_mixture() -> None:
-    with pytest.raises(UsageError, match=r"'Q4_K_XL'; known: F32, .*Q4_K_M"):
+    with pytest.raises(UsageError, match=r"'Q4_K_XL'; known: .*Q4_K_M"):
         tensor_types("Q4_K_XL", LLAMA_2_7B, Dimensions("llama", 32, 32, 32), has_imatrix=False)
+
+
+def test_mixtral_s_attention_is_kept_wide_and_its_router_whole() -> None:
+    shapes = llama_shapes(32, 4096, 1024, 14336, 32000, tied=False)
+    for i in range(32):
+        del shapes[f"blk.{i}.ffn_gate.weight"], shapes[f"blk.{i}.ffn_up.weight"], shapes[f"blk.{i}.ffn_down.weight"]
+        shapes[f"blk.{i}.ffn_gate_inp.weight"] = (8, 4096)
+        shapes[f"blk.{i}.ffn_down_exps.weight"] = (8, 4096, 14336)
+    types = tensor_types("Q4_K_M", shapes, Dimensions("llama", 32, 32, 8, n_expert=8), has_imatrix=True)
+    assert {types[f"blk.{i}.attn_v.weight"] for i in range(32)} == {"Q8_0"}
+    assert {types[f"blk.{i}.ffn_gate_inp.weight"] for i in range(32)} == {"F32"}
+    assert types["blk.0.ffn_down_exps.weight"] == "Q6_K" and types["blk.4.ffn_down_exps.weight"] == "Q4_K"
+    types = tensor_types("MXFP4_MOE", shapes, Dimensions("llama", 32, 32, 8, n_expert=8), has_imatrix=False)
+    assert types["blk.4.ffn_down_exps.weight"] == "MXFP4" and types["blk.0.attn_q.weight"] == "Q8_0"
+
+
+@pytest.mark.parametrize("name", ["IQ1_S", "IQ2_M", "IQ3_XXS", "Q2_K_S"])
+def test_the_smallest_need_an_importance_matrix(name: str) -> None:
+    with pytest.raises(BadModel, match=f"{name} .* importance matrix"):
+        tensor_types(name, LLAMA_2_7B, Dimensions("llama", 32, 32, 32), has_imatrix=False)
+    tensor_types(name, LLAMA_2_7B, Dimensions("llama", 32, 32, 32), has_imatrix=True)
+
+
+def test_bits_per_weight_are_those_of_llama_3_1_8b() -> None:
+    shapes = llama_shapes(32, 4096, 1024, 14336, 128256, tied=False)
+    parameters = sum(prod(shape) for shape in shapes.values())
+    for name, mixture in MIXTURES.items():
+        types = tensor_types(name, shapes, Dimensions("llama", 32, 32, 8), has_imatrix=True)
+        bits = sum(GGML_TYPES[types[t]].bits_per_weight * prod(shape) for t, shape in shapes.items()) / parameters
+        if name != "MXFP4_MOE":  # which is for experts
+            assert bits == pytest.approx(mixture.bits_per_weight, rel=0.02), name
