@@ -65,7 +65,8 @@ class GgufWriter:
         shapes |= {name: tuple(tensor.shape) for name, tensor in extra.items()}
         heads = whole_number(self._parameters, "attention.head_count")
         heads_kv = whole_number(self._parameters, "attention.head_count_kv")
-        dimensions = Dimensions(self._family.architecture, n_layer, heads, heads_kv)
+        experts = whole_number(self._parameters, "expert_count") if "expert_count" in self._parameters else 0
+        dimensions = Dimensions(self._family.architecture, n_layer, heads, heads_kv, experts)
         self._base = mixture(variant.mixture).base
         self._types = tensor_types(variant.mixture, shapes, dimensions, imatrix is not None)
         self._shapes = shapes
@@ -153,7 +154,7 @@ class GgufWriter:
         """Writes the header and takes the disk space of everything that will follow."""
         writer = gguf.GGUFWriter(None, self._family.architecture)
         for key, value in values.items():
-            _add_value(writer, key, value)
+            add_value(writer, key, value)
         self._offset: dict[str, int] = {}
         end = 0
         for name, shape in self._shapes.items():
@@ -203,7 +204,7 @@ def _encoded(values: Tensor, kind: str, importance: Tensor | None) -> Tensor:
     return torch.cat([encode(matrix, kind, own) for matrix, own in zip(values, importance, strict=True)])
 
 
-def _add_value(writer: Any, key: str, value: Value) -> None:
+def add_value(writer: Any, key: str, value: Value) -> None:
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -9,6 +9,10 @@ LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 BYTES_ONLY = {**BYTE_LEVEL, "use_regex": False}
+DIGITS = {"type": "Digits", "individual_digits": True}
+RUNS_OF_DIGITS = {"type": "Digits", "individual_digits": False}
+PUNCTUATION = {"type": "Punctuation", "behavior": "Contiguous"}
+CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 MODEL = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
 
 
@@ -24,12 +28,18 @@ def sequence(*steps: dict[str, Any]) -> dict[str, Any]:
     ("pre_tokenizer", "ignore_merges", "name"),
     [
         (BYTE_LEVEL, False, "gpt-2"),
-        (sequence({"type": "Digits", "individual_digits": True}, BYTE_LEVEL), False, "smollm"),
+        (sequence(DIGITS, BYTE_LEVEL), False, "smollm"),
         (sequence(split(LLAMA3), BYTES_ONLY), True, "llama-bpe"),
         (sequence(split(LLAMA3), BYTES_ONLY), False, "smaug-bpe"),
         (sequence(split(QWEN2), BYTES_ONLY), False, "qwen2"),
         (sequence(split(QWEN2, behavior="Removed", invert=True), BYTES_ONLY), False, "qwen2"),
         (sequence(sequence(split(QWEN2)), BYTES_ONLY), True, "qwen2"),  # every token is reached by merges
+        (sequence(PUNCTUATION, BYTE_LEVEL, RUNS_OF_DIGITS, split("[0-9][0-9][0-9]")), False, "falcon"),
+        (
+            sequence(split("[\r\n]"), split(r"\s?\p{L}+"), split(r"\s?\p{P}+"), split(CJK), DIGITS, BYTES_ONLY),
+            False,
+            "deepseek-coder",
+        ),
     ],
 )
 def test_names(pre_tokenizer: dict[str, Any], ignore_merges: bool, name: str) -> None:
@@ -42,9 +52,10 @@ def test_names(pre_tokenizer: dict[str, Any], ignore_merges: bool, name: str) ->
         (None, "null"),
         ({"type": "Whitespace"}, '"Whitespace"'),
         ({**BYTE_LEVEL, "add_prefix_space": True}, '"add_prefix_space": true'),
-        (sequence(split(r"\w+"), BYTES_ONLY), r"\\w\+.*known: gpt-2, .*qwen2"),
+        (sequence(split(r"\w+"), BYTES_ONLY), r"\\w\+.*known: .*gpt-2, .*qwen2"),
         (sequence(split(LLAMA3, behavior="Removed"), BYTES_ONLY), "Removed"),
-        (sequence({"type": "Digits", "individual_digits": False}, BYTE_LEVEL), "Digits"),
+        (sequence(RUNS_OF_DIGITS, BYTE_LEVEL), "Digits"),
+        (sequence({**PUNCTUATION, "behavior": "Isolated"}, BYTE_LEVEL), "Punctuation"),
         (sequence(split(QWEN2), BYTE_LEVEL), "has no name"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hubquant.errors import BadModel
-from hubquant.formats.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, tokenizer_values
+from hubquant.formats.gguf.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, tokenizer_values
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
@@ -24,27 +24,6 @@ def gpt2(**changes: Any) -> dict[str, Any]:
         "decoder": BYTE_LEVEL,
         "added_tokens": [added(3, "<s>"), added(4, "</s>"), added(5, "<think>", special=False)],
         "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
-        **changes,
-    }
-
-
-def spm(**changes: Any) -> dict[str, Any]:
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "ab", "▁ab", "a", "b", "▁"]
-    model = {
-        "type": "BPE",
-        "vocab": {token: i for i, token in enumerate(tokens)},
-        "merges": [["a", "b"], ["▁", "ab"]],
-        "unk_token": "<unk>",
-        "byte_fallback": True,
-    }
-    return {
-        "version": "1.0",
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False},
-        "post_processor": None,
-        "decoder": None,
-        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
-        "model": {**model, **changes.pop("model", {})},
         **changes,
     }
 
@@ -86,31 +65,10 @@ def test_merges_may_be_written_as_text(tmp_path: Path) -> None:
     assert values(tmp_path, gpt2(model=model))["merges"] == ["a b"]
 
 
-def test_tokens_that_look_special_are_kept_out_of_plain_text(tmp_path: Path) -> None:
-    found = values(tmp_path, gpt2(added_tokens=[added(3, "<|fim_prefix|>", special=False)]))
+@pytest.mark.parametrize("text", ["<|fim_prefix|>", "<｜User｜>", "<pad>", "<unused7>", "[@BOS@]"])
+def test_tokens_that_look_special_are_kept_out_of_plain_text(tmp_path: Path, text: str) -> None:
+    found = values(tmp_path, gpt2(added_tokens=[added(3, text, special=False)]))
     assert found["token_type"][3] == CONTROL
-
-
-def test_sentencepiece(tmp_path: Path) -> None:
-    found = values(tmp_path, spm(), {"bos_token": "<s>", "add_bos_token": True}, n_vocab=265)
-    assert found["model"] == "llama"
-    assert found["tokens"][259:] == ["ab", "▁ab", "a", "b", "▁", "[PAD264]"]
-    assert found["token_type"][:4] == [UNKNOWN, CONTROL, CONTROL, BYTE]
-    assert found["token_type"][258:] == [BYTE, NORMAL, NORMAL, NORMAL, NORMAL, NORMAL, UNUSED]
-    assert found["scores"][259:261] == [0.0, -1.0]  # the earlier merge wins
-    assert len(found["scores"]) == 265
-    assert found["add_space_prefix"] is True
-    assert found["add_bos_token"] is True
-
-
-def test_space_in_front(tmp_path: Path) -> None:
-    never = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
-    prepend = {"type": "Prepend", "prepend": "▁"}
-    both = {"type": "Sequence", "normalizers": [prepend, replace]}
-    assert values(tmp_path, spm(pre_tokenizer=never), n_vocab=264)["add_space_prefix"] is False
-    assert values(tmp_path, spm(normalizer=both, pre_tokenizer=None), n_vocab=264)["add_space_prefix"] is True
-    assert values(tmp_path, spm(normalizer=replace, pre_tokenizer=None), n_vocab=264)["add_space_prefix"] is False
 
 
 @pytest.mark.parametrize(
@@ -133,14 +91,29 @@ def test_a_list_of_eos_tokens_gives_the_first(tmp_path: Path) -> None:
     assert values(tmp_path, gpt2(), config={"eos_token_id": [4, 3]})["eos_token_id"] == 4
 
 
-def test_chat_templates(tmp_path: Path) -> None:
-    named = [{"name": "default", "template": "D"}, {"name": "tool-use", "template": "T"}]
-    found = values(tmp_path, gpt2(), {"chat_template": named})
-    assert found["tokenizer.chat_template"] == "D"
-    assert found["tokenizer.chat_template.tool_use"] == "T"
-    assert found["tokenizer.chat_templates"] == ["tool_use"]
-    (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
-    assert values(tmp_path, gpt2(), {"chat_template": "old"})["tokenizer.chat_template"] == "{{ messages }}"
+@pytest.mark.parametrize(
+    ("stops", "eot"),
+    [
+        (None, 4),  # nothing is said: the most telling name
+        ([3], 3),  # the base model's end alone
+        ([3, 4], 4),
+        ([], 4),
+    ],
+)
+def test_the_end_of_a_turn_is_one_at_which_generation_stops(tmp_path: Path, stops: list[int] | None, eot: int) -> None:
+    spec = gpt2(added_tokens=[added(3, "<|endoftext|>"), added(4, "<|im_end|>"), added(5, "<|eom_id|>")])
+    if stops is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
+    found = values(tmp_path, spec)
+    assert (found["eot_token_id"], found["eom_token_id"]) == (eot, 5)
+
+
+def test_added_tokens_beyond_the_embedding_are_left_out(tmp_path: Path) -> None:
+    found = values(
+        tmp_path, gpt2(added_tokens=[added(3, "<s>"), added(8, "<image_soft_token>")]), {"pad_token": "<image_soft_token>"}
+    )
+    assert found["tokens"] == ["a", "b", "ab", "<s>", "[PAD4]", "[PAD5]", "[PAD6]", "[PAD7]"]
+    assert "padding_token_id" not in found
 
 
 def _model(**changes: Any) -> dict[str, Any]:
@@ -154,35 +127,24 @@ def _model(**changes: Any) -> dict[str, Any]:
         (gpt2(model={"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}, added_tokens=[]), "model 'Unigram'"),
         (gpt2(model={"type": "BPE"}), "malformed"),
         (gpt2(**_model(merges=[["a"]])), "malformed"),
+        (gpt2(**_model(merges=["a b c"])), "malformed"),
+        (gpt2(**_model(merges=[["a", "c"]])), "malformed"),
+        (gpt2(**_model(merges={"a": "b"})), "malformed"),
         (gpt2(**_model(merges=[])), "without merges"),
         (gpt2(**_model(vocab={"a ": 0, "b": 1, "a b": 2}, merges=[["a ", "b"]])), "contains a space"),
         (gpt2(**_model(end_of_word_suffix="</w>")), "end_of_word_suffix"),
         (gpt2(normalizer={"type": "Lowercase"}), "normalizer Lowercase"),
         (gpt2(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
-        (gpt2(added_tokens=[added(9, "<s>")]), "token id 9 does not fit an embedding of 8 rows"),
+        (gpt2(**_model(vocab={"a": 0, "b": 1, "ab": 9})), "token id 9 does not fit an embedding of 8 rows"),
+        (gpt2(**_model(vocab={"a": 0, "b": 1, "ab": 1})), "two tokens have the id 1"),
         (gpt2(added_tokens=[added(3, "a")]), "two tokens have the text 'a'"),
         (gpt2(post_processor=template("<s>", "<s>", "$A")), "post-processor turns"),
-        (spm(pre_tokenizer={"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}), "spaces"),
-        (spm(normalizer={"type": "Lowercase"}), "Lowercase"),
     ],
 )
 def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path, spec: Any, message: str) -> None:
     options = {"bos_token": "<s>", "eos_token": "</s>"}
     with pytest.raises(BadModel, match=message):
-        values(tmp_path, spec, options, n_vocab=8 if spec == [] or not spec["model"].get("byte_fallback") else 264)
-
-
-def test_merges_that_are_not_sentencepieces_are_refused(tmp_path: Path) -> None:
-    vocab = spm()["model"]["vocab"]
-    with pytest.raises(BadModel, match="<0x41>"):
-        values(tmp_path, spm(model={"vocab": {t: i for t, i in vocab.items() if t != "<0x41>"}}), n_vocab=264)
-    with pytest.raises(BadModel, match=r"\('a', 'bb'\) makes a token but is no merge"):
-        more = {**vocab, "bb": 264, "abb": 265}
-        merges = [["a", "b"], ["b", "b"], ["ab", "b"], ["▁", "ab"]]
-        values(tmp_path, spm(model={"vocab": more, "merges": merges}), n_vocab=266)
-    with pytest.raises(BadModel, match="make 'abb' are not together"):
-        merges = [["a", "b"], ["b", "b"], ["ab", "b"], ["▁", "ab"], ["a", "bb"]]
-        values(tmp_path, spm(model={"vocab": more, "merges": merges}), n_vocab=266)
+        values(tmp_path, spec, options)
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
