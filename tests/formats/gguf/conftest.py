@@ -5,18 +5,17 @@ import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.writer import GgufWriter
 from hubquant.recipe import Variant
+from tests.formats.gguf.familymodels import RANDOM_MODELS, save_random_model
 
 DEMO = Path(str(files("hubquant") / "demo" / "data" / "model"))
 IMATRIX = ImatrixInfo("imatrix.gguf", "prose-calib", 64)
@@ -31,38 +30,6 @@ PROVENANCE = Provenance(
     languages=("en",),
     quantized_by="demo-bot",
 )
-_SHAPE = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 2048,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-# What llama.cpp must compute as transformers does: config.json of a small random model each.
-RANDOM_MODELS: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama", "tie_word_embeddings": False},
-    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
-    "llama-wide-heads": {"model_type": "llama", "head_dim": 32, "tie_word_embeddings": True},
-    "llama-rope-llama3": {"model_type": "llama", "rope_parameters": _LLAMA3},
-    "llama-rope-linear": {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}},
-    "mistral": {"model_type": "mistral", "sliding_window": None, "rms_norm_eps": 1e-5},
-    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
-    "qwen2-rope-yarn": {"model_type": "qwen2", "rope_parameters": _YARN},
-    "qwen2-rope-yarn-attention": {"model_type": "qwen2", "rope_parameters": {**_YARN, "attention_factor": 1.3}},
-    "qwen3": {"model_type": "qwen3", "head_dim": 32},
-}
 
 
 def _importance(name: str, weight: Tensor) -> Tensor | None:
@@ -129,20 +96,14 @@ def demo_weights() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="session")
-def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """name in RANDOM_MODELS → a checkpoint folder with random weights, float32, and the bundled tokenizer."""
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """(name in RANDOM_MODELS, wide) → a checkpoint folder with random weights, float32, and the bundled tokenizer."""
     root = tmp_path_factory.mktemp("models")
 
-    def make(name: str) -> Path:
-        folder = root / name
+    def make(name: str, wide: bool = False) -> Path:
+        folder = root / f"{name}{'-wide' if wide else ''}"
         if not folder.exists():
-            options = {**_SHAPE, **RANDOM_MODELS[name]}
-            torch.manual_seed(0)
-            model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**options), dtype=torch.float32)
-            for parameter_name, parameter in model.named_parameters():
-                if parameter.ndim == 1:  # biases start at 0 and norms at 1: nothing would be seen of them
-                    torch.nn.init.normal_(parameter, 0.0 if parameter_name.endswith("bias") else 1.0, 0.3)
-            model.save_pretrained(folder)
+            save_random_model(name, wide, folder)
             for file in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copy(DEMO / file, folder)
         return folder

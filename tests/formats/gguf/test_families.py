@@ -12,6 +12,7 @@ from torch import Tensor
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import FAMILIES, family_of_file, family_of_model
 from hubquant.formats.gguf.families.family import Family, Form, Layout, Parameters, Place
+from hubquant.formats.gguf.families.views import stacked
 from hubquant.formats.gguf.reader import GgufSource
 
 HEADS = {"attention.head_count": 4, "attention.head_count_kv": 2}
@@ -122,11 +123,7 @@ MADE_UP: dict[str, tuple[Form, tuple[int, ...]]] = {
     "key.bias": (Form((Place(name="attn_qkv.bias", index=1),), shape=lambda stored, _: (2,)), (2,)),
     "query.bias": (Form((Place(name="attn_qkv.bias", index=0),), shape=lambda stored, _: (stored[0][0] - 2,)), (6,)),
     # experts stacked to three dimensions, and a stack whose matrices are transposed
-    "expert0.weight": (Form((Place(lambda t, _: t[None], "ffn_up_exps.weight", dims=3),), shape=lambda s, _: s[0][1:]), (3, 4)),
-    "expert1.weight": (
-        Form((Place(lambda t, _: t[None], "ffn_up_exps.weight", dims=3, index=1),), shape=lambda s, _: s[0][1:]),
-        (3, 4),
-    ),
+    "experts.{expert}.weight": (stacked("ffn_up_exps.weight"), (3, 4)),
     "experts": (
         Form((Place(_transposed, "ffn_down_exps.weight"),), shape=lambda s, _: (*s[0][:-2], s[0][-1], s[0][-2])),
         (2, 4, 3),
@@ -139,8 +136,9 @@ MADE_UP: dict[str, tuple[Form, tuple[int, ...]]] = {
 def test_tensors_can_be_split_joined_stacked_transposed_and_shifted() -> None:
     forms = {name: form for name, (form, _) in MADE_UP.items()}
     family = Family("llama", ("made-up",), lambda _: {}, tuple(forms), outside=(), head=None, forms=forms)
-    made_up = family.layout(1, {})
-    tensors = {f"model.layers.0.{name}": torch.randn(shape) for name, (_, shape) in MADE_UP.items()}
+    made_up = family.layout(1, {"expert_count": 2})
+    names = [(name.replace("{expert}", e), shape) for name, (_, shape) in MADE_UP.items() for e in ("0", "1")]
+    tensors = {f"model.layers.0.{name}": torch.randn(shape) for name, shape in names}
     slots, stored = made_up.slots({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     assert stored == {
         "blk.0.ffn_gate.weight": (3, 4),

@@ -1,7 +1,7 @@
 """What a model family is to GGUF: which tensors it has, how each is stored, and how it is read back."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gguf
@@ -58,6 +58,8 @@ class Form:
 
 
 AS_IT_IS = Form()
+# stands in a name for the number of an expert; its places are joined in the order of the experts
+EXPERT = "{expert}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Slot:
 class Family:
     """`model_types` are values of config.json's model_type.
 
-    `layer` and `optional`: names below `prefix`N. of the tensors that each layer must and may have; `outside`: those beside
+    `layer` and `optional`: names below `prefix`N. of the tensors that each layer must and may have ({expert} stands for every
+    number below the hyperparameter expert_count); `outside`: those beside
     the layers; `head`: the output matrix, absent if tied, None where llama.cpp always ties it. `names`: GGUF names where
     gguf's own map has none or another. `forms`: how tensors are stored that are not stored as they are. `hyperparameters`
     raises BadModel where llama.cpp would compute something else. `extra`: tensors that only llama.cpp has, by GGUF name.
@@ -113,18 +116,26 @@ class Layout:
         self.family, self.parameters = family, parameters
         arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
         map_ = gguf.get_tensor_name_map(arch, n_layer)
-        outside = (*family.outside, *([family.head] if family.head else []))
-        known = [("", "", name) for name in outside]
-        for i in range(n_layer):
-            known += [(f"{family.prefix}{i}.", f"blk.{i}.", name) for name in (*family.layer, *family.optional)]
         self._places: dict[str, tuple[tuple[str, Place], ...]] = {}
         self._form: dict[str, Form] = {}
-        for prefix, gguf_prefix, name in known:
-            form = self._form[prefix + name] = family.forms.get(name, AS_IT_IS)
-            own = family.names.get(name)
-            self._places[prefix + name] = tuple(
-                (gguf_prefix + (p.name or own) if p.name or own else _mapped(map_, prefix + name), p) for p in form.places
-            )
+        self._needed: list[str] = []
+
+        def learn(prefix: str, gguf_prefix: str, name: str, needed: bool) -> None:
+            form, own = family.forms.get(name, AS_IT_IS), family.names.get(name)
+            for expert in range(whole_number(parameters, "expert_count") if EXPERT in name else 1):
+                hf_name = prefix + name.replace(EXPERT, str(expert))
+                places = [replace(p, index=p.index + expert) for p in form.places]
+                self._places[hf_name] = tuple(
+                    (gguf_prefix + (p.name or own) if p.name or own else _mapped(map_, hf_name), p) for p in places
+                )
+                self._form[hf_name] = form
+                self._needed += [hf_name] * needed
+
+        for name in (*family.outside, *([family.head] if family.head else [])):
+            learn("", "", name, name in family.outside)
+        for i in range(n_layer):
+            for name in (*family.layer, *family.optional):
+                learn(f"{family.prefix}{i}.", f"blk.{i}.", name, name in family.layer)
         self.n_layer = n_layer
 
     def names(self) -> list[str]:
@@ -147,9 +158,8 @@ class Layout:
 
     def check_complete(self, hf_names: Iterable[str]) -> None:
         """Raises BadModel naming the first tensor that llama.cpp needs and the model lacks."""
-        present, family = set(hf_names), self.family
-        needed = [*family.outside, *(f"{family.prefix}{i}.{name}" for i in range(self.n_layer) for name in family.layer)]
-        for name in needed:
+        present = set(hf_names)
+        for name in self._needed:
             if name not in present:
                 raise BadModel(f"the model has no tensor {name}; is the checkpoint complete?")
 

@@ -32,3 +32,8 @@ ROTATED_PAIRS = {
 
 # A norm that multiplies by 1 + weight in transformers, by the stored weight in llama.cpp
 ONE_MORE = Form((Place(plus=1.0),))
+
+
+def stacked(name: str) -> Form:
+    """One expert's matrix in the stack [experts, out, in] that is called `name`."""
+    return Form((Place(lambda matrix, _: matrix[None], name, dims=3),), shape=lambda stored, _: stored[0][1:])

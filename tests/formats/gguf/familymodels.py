@@ -1,0 +1,97 @@
+"""Small random models of every family: what llama.cpp must compute as transformers does."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+_SHAPE: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 2048,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+# rows of whole blocks of 256, and heads as wide as above
+_WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "initializer_range": 0.1,
+}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+_LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
+    "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6],
+}
+_S, _F = "sliding_attention", "full_attention"
+_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 48}
+# config.json of each. The text is longer than the sliding windows.
+RANDOM_MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "tie_word_embeddings": False},
+    "llama-biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "llama-wide-heads": {"model_type": "llama", "head_dim": 32, "tie_word_embeddings": True},
+    "llama-rope-llama3": {"model_type": "llama", "rope_parameters": _LLAMA3},
+    "llama-rope-linear": {"model_type": "llama", "rope_parameters": _LINEAR},
+    "mistral": {"model_type": "mistral", "sliding_window": None, "rms_norm_eps": 1e-5},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen2-rope-yarn": {"model_type": "qwen2", "rope_parameters": _YARN},
+    "qwen2-rope-yarn-attention": {"model_type": "qwen2", "rope_parameters": {**_YARN, "attention_factor": 1.3}},
+    "qwen3": {"model_type": "qwen3", "head_dim": 32},
+    "smollm3": {"model_type": "smollm3", "num_hidden_layers": 4},
+    "granite": {
+        "model_type": "granite",
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
+    "gemma2": {"model_type": "gemma2", **_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0},
+    "gemma2-pattern": {"model_type": "gemma2", **_GEMMA, "num_hidden_layers": 3, "layer_types": [_F, _S, _S]},
+    "gemma3": {"model_type": "gemma3_text", **_GEMMA, "num_hidden_layers": 6},
+    "gemma3-pattern": {
+        "model_type": "gemma3_text",
+        **_GEMMA,
+        "layer_types": [_S, _F],
+        "rope_parameters": {_S: {"rope_type": "default", "rope_theta": 10000.0}, _F: {**_LINEAR, "rope_theta": 1e6}},
+        "final_logit_softcapping": 8.0,
+        "tie_word_embeddings": False,
+    },
+    "phi3": {"model_type": "phi3", "rope_parameters": _PARTIAL},
+    "phi3-longrope": {"model_type": "phi3", "rope_parameters": _LONG, "original_max_position_embeddings": 64},
+    "olmo2": {"model_type": "olmo2"},
+    "cohere2": {"model_type": "cohere2", "num_hidden_layers": 4, "sliding_window": 48, "logit_scale": 0.5},
+    "cohere2-pattern": {"model_type": "cohere2", "sliding_window": 48, "layer_types": [_F, _S], "logit_scale": 0.5},
+}
+
+
+def save_random_model(name: str, wide: bool, folder: Path) -> None:
+    """The checkpoint, float32, without a tokenizer."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(**{**_SHAPE, **(_WIDE if wide else {}), **RANDOM_MODELS[name]})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # biases start at 0 and norms at a constant: nothing would be seen of them
+            torch.nn.init.normal_(parameter, float(parameter.detach().mean()), 0.3)
+    model.save_pretrained(folder)
