@@ -20,4 +20,4 @@ def restore() -> None:
     restore()
 
 
-after_import("transformers.quantizers.auto", _install)
+after_import("transformers.modeling_utils", _install)

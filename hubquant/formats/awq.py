@@ -1,9 +1,10 @@
 """AWQ on disk (GEMM layout): X.qweight [in, out/8] int32 and X.qzeros [n_groups, out/8] int32, eight columns to a word in the
-order 0 2 4 6 1 3 5 7, X.scales [n_groups, out] float16. Always 4 bits and asymmetric."""
+order 0 2 4 6 1 3 5 7, X.scales [n_groups, out] float16. Always 4 bits and asymmetric. Two older layouts are read, not written."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from hubquant_kernels.awq_gemv import dequantize_awq_gemv, dequantize_awq_gemv_fast
 from hubquant_kernels.int4_matmul import dequantize_awq
 from hubquant_kernels.pack import pack_words, to_awq_order
 from torch import Tensor
@@ -14,6 +15,7 @@ from hubquant.quantize.grid import Grid, QuantizedWeight
 SUFFIXES = ("qweight", "qzeros", "scales")
 BITS = 4
 LAYOUT = "gemm"
+OLDER = {"gemv": dequantize_awq_gemv, "gemv_fast": dequantize_awq_gemv_fast}
 
 
 def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
@@ -26,13 +28,20 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
 
 
 def dequantize(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
-    """Dense weight [out, in] float32 of one linear from its tensors by suffix; all the layout needs is in their shapes."""
-    check_layout(config)
-    return dequantize_awq(*(tensors[s] for s in SUFFIXES))
+    """Dense weight [out, in] float32 of one linear from its tensors by suffix and the model's quantization_config."""
+    check_config(config)
+    packed = [tensors[s] for s in SUFFIXES]
+    decode = OLDER.get(layout(config))
+    if decode is None:
+        return dequantize_awq(*packed)
+    channels = packed[0].shape[1] * (8 if layout(config) == "gemv" else 1)
+    return decode(*packed, channels if config["group_size"] == -1 else config["group_size"])
 
 
 def check(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Raises BadModel, naming the tensor, if the three tensors of linear `name` do not fit each other and the group size."""
+    if layout(config) in OLDER:  # their padding is not worth a second account: the loader compares all shapes
+        return
     channels = tensors["qweight"].shape[0]
     group_size = channels if config["group_size"] == -1 else config["group_size"]
     n_groups, outputs = tensors["scales"].shape
@@ -47,13 +56,19 @@ def check(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
             )
 
 
-def check_layout(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any]) -> None:
     """Raises BadModel for a width or a layout of AWQ that hubquant does not read."""
-    layout = str(config.get("version") or config.get("format") or LAYOUT).lower()
-    if config.get("bits") != BITS or layout != LAYOUT:
+    known = (LAYOUT, *OLDER)
+    if config.get("bits") != BITS or layout(config) not in known:
         raise BadModel(
-            f"AWQ with {config.get('bits')!r} bits in layout {layout!r}; hubquant reads {BITS} bits in layout {LAYOUT!r}"
+            f"AWQ with {config.get('bits')!r} bits in layout {layout(config)!r}; hubquant reads {BITS} bits in layouts "
+            f"{', '.join(known)}"
         )
+
+
+def layout(config: Mapping[str, Any]) -> str:
+    """The name of the layout, which files give as `version` or as `format`."""
+    return str(config.get("version") or config.get("format") or LAYOUT).lower()
 
 
 def quantization_config(grid: Grid, kept: list[str]) -> dict[str, Any]:

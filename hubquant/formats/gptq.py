@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from hubquant_kernels.int4_matmul import dequantize_gptq
+from hubquant_kernels.layers import ONES, carried
 from hubquant_kernels.pack import BITS, pack_words
 from torch import Tensor
 
@@ -31,7 +32,11 @@ def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
 
 def dequantize(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> Tensor:
     """Dense weight [out, in] float32 of one linear from its tensors by suffix and the model's quantization_config."""
-    return dequantize_gptq(*(tensors[s] for s in SUFFIXES), bits=width(config), zero_offset=zero_offset(config))
+    qweight, qzeros, scales, g_idx = (tensors[s] for s in SUFFIXES)
+    bits, offset = width(config), zero_offset(config)
+    if carries(config):
+        qzeros, offset = carried(qzeros, bits), 0
+    return dequantize_gptq(qweight, qzeros, scales, g_idx, bits=bits, zero_offset=offset)
 
 
 def check(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
@@ -83,3 +88,17 @@ def zero_offset(config: Mapping[str, Any]) -> int:
     if name not in ZERO_OFFSET:
         raise BadModel(f"quantization_config.checkpoint_format is {name!r}; known: {', '.join(ZERO_OFFSET)}")
     return ZERO_OFFSET[name]
+
+
+def check_config(config: Mapping[str, Any]) -> None:
+    """Raises BadModel for a width or a version that hubquant does not read."""
+    width(config)
+    zero_offset(config)
+
+
+def carries(config: Mapping[str, Any]) -> bool:
+    """Whether version 1 is GPTQModel's, which subtracts words instead of zeros (see GptqCarryLinear); symmetric zeros never borrow."""
+    quantizer = (config.get("meta") or {}).get("quantizer") or []
+    names = [quantizer] if isinstance(quantizer, str) else quantizer
+    by_gptqmodel = any(str(n).lower().startswith("gptqmodel") for n in names)
+    return by_gptqmodel and zero_offset(config) == 1 and not config.get("sym", True) and config["bits"] in ONES

@@ -147,7 +147,7 @@ class Fused:
 
 def take_apart(model: nn.Module) -> dict[str, Experts]:
     """Replace every fused experts module that follows the experts interface; the new modules by their names."""
-    fused = {name: module for name, module in model.named_modules() if _is_fused(module)}
+    fused = {name: module for name, module in model.named_modules() if is_fused(module)}
     found = {}
     for name, module in fused.items():
         experts = Experts(module).eval()
@@ -169,6 +169,6 @@ def routers(model: nn.Module, experts: dict[str, Experts]) -> set[str]:
     return found
 
 
-def _is_fused(module: nn.Module) -> bool:
+def is_fused(module: nn.Module) -> bool:
     names = dict(module.named_parameters(recurse=False))
     return hasattr(module, "_apply_gate") and hasattr(module, "is_transposed") and "down_proj" in names

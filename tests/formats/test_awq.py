@@ -64,7 +64,7 @@ def test_the_config_block_is_what_other_loaders_ask_for() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": "gemv"}, r"layout 'gemv'; hubquant reads 4 bits in layout 'gemm'"),
+        ({"version": "llm-awq"}, r"layout 'llm-awq'; hubquant reads 4 bits in layouts gemm, gemv, gemv_fast"),
         ({"version": "GEMM", "bits": 3}, r"AWQ with 3 bits"),
         ({"bits": None}, r"AWQ with None bits"),
     ],

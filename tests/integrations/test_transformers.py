@@ -86,7 +86,9 @@ def test_importing_hubquant_imports_nothing_heavy() -> None:
     assert run(f"import sys, hubquant; print([m for m in {heavy} if m in sys.modules])") == "[]"
 
 
-@pytest.mark.parametrize("imports", ["import hubquant, transformers", "import transformers.quantizers.auto, hubquant"])
+@pytest.mark.parametrize(
+    "imports", ["import hubquant, transformers.modeling_utils", "import transformers.modeling_utils, hubquant"]
+)
 def test_the_order_of_imports_does_not_matter(imports: str) -> None:
     code = f"""
 import os
@@ -97,7 +99,7 @@ ours = [auto.AUTO_QUANTIZER_MAPPING[m].__module__ for m in ("gptq", "awq")]
 hubquant.restore()
 print(*ours, *[auto.AUTO_QUANTIZER_MAPPING[m].__module__ for m in ("gptq", "awq")])
 """
-    ours = "hubquant.integrations.transformers"
+    ours = "hubquant.integrations.quantizer"
     assert run(code).split() == [ours, ours, "transformers.quantizers.quantizer_gptq", "transformers.quantizers.quantizer_awq"]
 
 
@@ -119,6 +121,7 @@ def test_restore_before_transformers_is_imported_holds_too() -> None:
     code = """
 import hubquant
 hubquant.restore()
+import transformers.modeling_utils
 from transformers.quantizers import auto
 print(auto.AUTO_QUANTIZER_MAPPING["gptq"].__name__)
 """
@@ -299,7 +302,12 @@ NOTHING = {f"{Q_PROJ}.{suffix}": None for suffix in ("qweight", "qzeros", "scale
         ("gptq", None, {"bits": 3}, r"qweight has shape \[8, \d+\]; its config asks for \[6, \d+\]"),
         ("gptq", None, {"bits": 8}, r"qweight has shape \[8, \d+\]; its config asks for \[16, \d+\]"),
         ("gptq", None, {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; known: gptq, gptq_v2"),
-        ("awq", None, {"version": "gemv"}, "AWQ with 4 bits in layout 'gemv'; hubquant reads 4 bits in layout 'gemm'"),
+        (
+            "awq",
+            None,
+            {"version": "llm-awq"},
+            "AWQ with 4 bits in layout 'llm-awq'; hubquant reads 4 bits in layouts gemm, gemv, gemv_fast",
+        ),
         ("awq", None, {"bits": 8}, "AWQ with 8 bits in layout 'gemm'"),
         ("awq", None, {"group_size": 48}, r"tensor model\.layers\.0\.\S+\.scales has 1 groups of 48; .* has 64 channels"),
         ("gptq", {f"{Q_PROJ}.g_idx": torch.full((64,), 1).int()}, {}, rf"tensor {Q_PROJ}\.g_idx names groups 1 to 1; there are 1"),

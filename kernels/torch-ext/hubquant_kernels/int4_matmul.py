@@ -1,4 +1,9 @@
-"""Packed weights times activations, for GPTQ's and AWQ's layouts; and their decoding, which is the definition of both."""
+"""Packed weights times activations, for GPTQ's and AWQ's layouts; and their decoding, which is the definition of both.
+
+Gradients reach the activations, so that adapters can be trained beside packed weights, which have none.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +53,7 @@ def _(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
 @torch.library.custom_op(add_op_namespace_prefix("matmul_gptq"), mutates_args=())
 def matmul_gptq(x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor, bits: int, zero_offset: int) -> Tensor:
     """x [..., in] @ Wᵀ → [..., out] in x's dtype; the weight as for `dequantize_gptq`."""
-    return _matmul(x, dequantize_gptq(qweight, qzeros, scales, g_idx, bits, zero_offset))
+    return matmul_dense(x, dequantize_gptq(qweight, qzeros, scales, g_idx, bits, zero_offset))
 
 
 @matmul_gptq.register_fake
@@ -59,7 +64,7 @@ def _(x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor,
 @torch.library.custom_op(add_op_namespace_prefix("matmul_awq"), mutates_args=())
 def matmul_awq(x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
     """x [..., in] @ Wᵀ → [..., out] in x's dtype; the weight as for `dequantize_awq`."""
-    return _matmul(x, dequantize_awq(qweight, qzeros, scales))
+    return matmul_dense(x, dequantize_awq(qweight, qzeros, scales))
 
 
 @matmul_awq.register_fake
@@ -67,7 +72,25 @@ def _(x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], qweight.shape[1] * 8))
 
 
-def _matmul(x: Tensor, weight: Tensor) -> Tensor:
-    """On a CPU in float32 whatever x is: half-precision products are about 50 times slower there."""
+def matmul_dense(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] @ weightᵀ in x's dtype; on a CPU in float32: half-precision products are about 50 times slower there."""
     dtype = torch.float32 if x.device.type == "cpu" else x.dtype
     return (x.to(dtype) @ weight.to(dtype).T).to(x.dtype)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*(t for t in inputs[1:] if isinstance(t, Tensor)))
+    ctx.settings = tuple(s for s in inputs[1:] if not isinstance(s, Tensor))
+
+
+def _gptq_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    weight = dequantize_gptq(*ctx.saved_tensors, *ctx.settings)
+    return matmul_dense(gradient, weight.T), None, None, None, None, None, None
+
+
+def _awq_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return matmul_dense(gradient, dequantize_awq(*ctx.saved_tensors).T), None, None, None
+
+
+matmul_gptq.register_autograd(_gptq_backward, setup_context=_keep)
+matmul_awq.register_autograd(_awq_backward, setup_context=_keep)

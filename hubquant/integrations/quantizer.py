@@ -1,0 +1,168 @@
+"""transformers' loaders of GPTQ and AWQ checkpoints, ours: every linear that is packed in the files stays packed in the model."""
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from hubquant_kernels.layers import AwqGemvFastLinear, AwqGemvLinear, AwqLinear, GptqCarryLinear, GptqLinear
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.quantizers.base import HfQuantizer
+
+from hubquant.errors import BadModel
+from hubquant.formats import awq, gptq
+from hubquant.integrations.experts import renamings, unfuse
+from hubquant.integrations.settings import AwqConfig, GPTQConfig
+from hubquant.integrations.stored import Entry, entries, fit, kind, packed_names
+from hubquant.model.naming import StoredNames
+
+PACKED_LINEARS = (GptqLinear, AwqLinear, AwqGemvLinear)
+
+
+class _Loader(HfQuantizer):  # type: ignore[misc]
+    """Swaps every linear whose weight is packed in the files for one of ours, before the weights are loaded."""
+
+    requires_calibration = True
+    format: ModuleType
+    settings: type[GPTQConfig] | type[AwqConfig]
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self._linears: dict[str, str] = {}  # what the files call each module that was replaced
+        self._renamings: list[Any] = []
+
+    @abstractmethod
+    def packed_linear(self, name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        """An empty layer of the format for the linear that the files call `name`, with the buffers that they fill."""
+
+    def validate_environment(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing but torch is needed; a config that was made before our loaders were in place is checked here."""
+        if not isinstance(self.quantization_config, self.settings):
+            self.quantization_config = self.settings(**self.quantization_config.to_dict())
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, checkpoint_files: Iterable[str] = (), **kwargs: Any
+    ) -> None:
+        stored = entries(checkpoint_files or ())
+        packed = packed_names(stored)
+        if not packed:
+            raise BadModel("quantization_config says the model is packed, but its files hold no tensor named *.qweight")
+        names = StoredNames(model)
+        self._renamings = renamings(unfuse(model, packed, names), names)
+        dense = {}
+        for module_name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]:
+            candidates = _aliases(model, names.stored(f"{module_name}.weight").removesuffix(".weight"))
+            name = next((c for c in candidates if c in packed), None)
+            if name is None:
+                dense[module_name] = candidates
+                continue
+            model.set_submodule(module_name, self._replacement(name, module, stored))
+            _untie(model, module_name)
+            self._linears[module_name] = name
+        _check_all_found(model, packed - set(self._linears.values()))
+        _check_dense(dense, {kind(n) for n in self._linears.values()}, stored)
+
+    def _replacement(self, name: str, linear: nn.Module, stored: Mapping[str, Entry]) -> nn.Module:
+        if isinstance(linear, nn.Linear):
+            in_features, out_features = linear.in_features, linear.out_features
+        else:
+            in_features, out_features = linear.nx, linear.nf
+        with torch.device("meta"):
+            layer = self.packed_linear(name, in_features, out_features, linear.bias is not None)
+        fit(layer, name, stored)
+        return layer
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        return weight_conversions + self._renamings
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        for module_name, name in self._linears.items():
+            layer = model.get_submodule(module_name)
+            tensors = {s: getattr(layer, s) for s in self.format.SUFFIXES}
+            places = {s: t.device for s, t in tensors.items()}
+            if len(set(places.values())) > 1:
+                where = ", ".join(f"{s} on {d}" for s, d in places.items())
+                raise BadModel(f"the tensors of {name} must be on one device; device_map puts {where}")
+            if not layer.scales.is_meta:  # meta: accelerate left it on disk
+                self.format.check(name, tensors, self._settings(name))
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        settings: dict[str, Any] = self.quantization_config.of_linear(name)
+        return settings
+
+    def is_serializable(self) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters beside the packed weights are (integrations/peft.py)."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        return True
+
+
+class GptqLoader(_Loader):
+    """GPTQ version 1 and 2; 2, 3, 4 and 8 bits; symmetric or not; any group size and g_idx."""
+
+    format, settings = gptq, GPTQConfig
+
+    def packed_linear(self, name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        settings = self._settings(name)
+        kind_of_layer = GptqCarryLinear if gptq.carries(settings) else GptqLinear
+        size = _group_size(settings, in_features)
+        return kind_of_layer(in_features, out_features, gptq.width(settings), size, gptq.zero_offset(settings), bias)
+
+
+class AwqLoader(_Loader):
+    """AWQ's layouts, 4 bits."""
+
+    format, settings = awq, AwqConfig
+    layers = {awq.LAYOUT: AwqLinear, "gemv": AwqGemvLinear, "gemv_fast": AwqGemvFastLinear}
+
+    def packed_linear(self, name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
+        settings = self._settings(name)
+        try:
+            return self.layers[awq.layout(settings)](in_features, out_features, _group_size(settings, in_features), bias)
+        except ValueError as error:
+            raise BadModel(f"{name}: {error}") from None
+
+
+def _group_size(settings: Mapping[str, Any], in_features: int) -> int:
+    size: int = settings["group_size"]
+    return in_features if size == -1 else size
+
+
+def _aliases(model: nn.Module, name: str) -> tuple[str, str, str]:
+    """A module may have its model's prefix in the files and not in the model, where only the backbone is loaded, or the reverse."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return name, prefix + name, name.removeprefix(prefix)
+
+
+def _untie(model: PreTrainedModel, module_name: str) -> None:
+    """A packed head shares nothing with the embedding, whatever the config says."""
+    if model.all_tied_weights_keys.pop(f"{module_name}.weight", None) is not None:
+        model.config.get_text_config(decoder=True).tie_word_embeddings = False
+
+
+def _check_all_found(model: nn.Module, left: Iterable[str]) -> None:
+    for name in sorted(left):
+        for candidate in _aliases(model, name):
+            try:
+                module = model.get_submodule(candidate)
+            except AttributeError:
+                continue
+            raise BadModel(f"the files hold {name}.qweight, but module {candidate} is a {type(module).__name__}, not a Linear")
+        raise BadModel(f"the files hold {name}.qweight, but the model has no module {name}")
+
+
+def _check_dense(dense: Mapping[str, Iterable[str]], packed_kinds: set[str], stored: Mapping[str, Entry]) -> None:
+    """A linear that is packed in other layers must be in the files, packed or not: transformers would make up its weight."""
+    for candidates in dense.values():
+        name, *others = candidates
+        if not packed_kinds.isdisjoint(map(kind, candidates)) and not any(f"{c}.weight" in stored for c in (name, *others)):
+            raise BadModel(f"the files hold neither {name}.qweight nor {name}.weight; are they complete?")
