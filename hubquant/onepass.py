@@ -1,10 +1,11 @@
 """The one pass: every decoder layer is read once, and every variant is made from it while it is in memory.
 
 For each layer: find its distinct inputs, run the calibration tokens through it while three sums are taken per input,
-hand tensors and sums to every variant's writer, keep the output as the next layer's input, drop the layer.
+hand tensors and sums to every variant's writer, keep the output as the next layer's input, drop the layer. A layer with so many
+experts that their sums would not fit together is taken in parts, with a forward for each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,40 +14,79 @@ from hubquant.artifact import Artifact
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.decoder import Decoder
+from hubquant.model.experts import Experts
 from hubquant.model.layer import Layer
 from hubquant.model.topology import LayerInput, Structure, find_inputs, structure
+
+# The sums of a layer's experts that are held at a time; what is no expert, and one expert, are always held whole.
+STATISTICS_BYTES = 4 * 2**30
 
 
 @torch.no_grad()
 def one_pass(
-    decoder: Decoder, windows: Tensor, writers: Sequence[ArtifactWriter], progress: Callable[[int, int], None]
+    decoder: Decoder,
+    windows: Tensor,
+    writers: Sequence[ArtifactWriter],
+    progress: Callable[[int, int], None],
+    all_experts: bool = False,
 ) -> tuple[list[Artifact], int]:
     """Make all variants of `decoder` from calibration tokens `windows` [n, window].
 
     Returns the artifacts in the writers' order, and how many token rows were dropped because they were not finite.
-    `progress` is called with (layers done, layers).
+    `progress` is called with (layers done, layers). `all_experts`: every expert is shown every token.
     """
+    for experts in decoder.experts.values():
+        experts.every_token = all_experts
     for name in decoder.outside():
         tensor = decoder.source.tensor(name).float()
         for writer in writers:
             writer.add_outside(name, tensor)
     hidden = decoder.embed(windows)
     dropped = 0
+    stored = decoder.shapes()
     known: dict[Structure, list[LayerInput]] = {}
     for index in range(len(decoder.layers)):
         with decoder.layer(index) as module:
             alike = structure(module)
             if alike not in known:
                 known[alike] = find_inputs(module, hidden[:1].clone(), decoder.call(index))
-            inputs = known[alike]
-            statistics = observe(decoder, index, module, inputs, hidden)
-            tensors = {n: p.detach().float() for n, p in module.named_parameters()}
-            layer = Layer(decoder.prefix(index), tensors, tuple(inputs), statistics)
-            for writer in writers:
-                writer.add_layer(layer)
-            dropped += sum(s.dropped_rows for s in statistics.values())
+            tensors = {n: t for n, t in module.state_dict().items() if decoder.prefix(index) + n in stored}
+            experts = [n for n, m in module.named_modules() if isinstance(m, Experts)]
+            parts = list(_parts(tensors, known[alike], experts))
+            for part, (names, inputs) in enumerate(parts):
+                # the last part's forward makes the next layer's input; the sums of two parts are never held together
+                statistics = observe(decoder, index, module, inputs, hidden if part == len(parts) - 1 else hidden.clone())
+                layer = Layer(decoder.prefix(index), {n: tensors[n].float() for n in names}, tuple(inputs), statistics)
+                for writer in writers:
+                    writer.add_layer(layer)
+                dropped += sum(s.dropped_rows for s in statistics.values())
+                del layer, statistics
         progress(index + 1, len(decoder.layers))
     return [writer.finish() for writer in writers], dropped
+
+
+def _parts(
+    tensors: Mapping[str, Tensor], inputs: Sequence[LayerInput], lists: Sequence[str]
+) -> Iterator[tuple[list[str], list[LayerInput]]]:
+    """Names of tensors and the inputs of their linears, in parts: what is no expert with as many experts as STATISTICS_BYTES
+    allow, then the other experts likewise. `lists`: names of the lists of experts."""
+
+    def owner(name: str) -> str:
+        """The expert that a tensor or linear belongs to, or ""."""
+        path = next((p for p in lists if name.startswith(f"{p}.")), None)
+        return "" if path is None else f"{path}.{name.removeprefix(f'{path}.').partition('.')[0]}"
+
+    size = dict.fromkeys([*map(owner, tensors)], 0)
+    for read in inputs:
+        size[owner(read.name)] += 4 * tensors[f"{read.name}.weight"].shape[1] ** 2
+    size[""] = 0
+    parts: list[list[str]] = [[""]]
+    for expert in (o for o in size if o):
+        if parts[-1] != [""] and sum(size[o] for o in parts[-1]) + size[expert] > STATISTICS_BYTES:
+            parts.append([])
+        parts[-1].append(expert)
+    for part in parts:
+        yield [n for n in tensors if owner(n) in part], [i for i in inputs if owner(i.name) in part]
 
 
 def observe(

@@ -51,7 +51,9 @@ def quantize(model: Path, out: Path, recipe: Recipe, base: Base, progress: Progr
     base = base.model_copy(update={"parameters": sum(torch.Size(s).numel() for s in shapes.values())})
     writers, notes = _writers(decoder, model, out, recipe, base, quantized_by)
     try:
-        artifacts, dropped = one_pass(decoder, calibration_tokens, writers, lambda done, total: tell("quantize", done, total))
+        artifacts, dropped = one_pass(
+            decoder, calibration_tokens, writers, lambda done, total: tell("quantize", done, total), calibration.all_experts
+        )
     except OSError as error:
         raise _disk_error(error, out) from None
     report = Report(
@@ -146,7 +148,18 @@ def _writers(
             if wanted.format == "gguf":
                 writers.append(GgufArtifactWriter(wanted, folder, model, shapes, provenance, imatrix))
             else:
-                writers.append(PackedWriter(wanted, folder, model, shapes, linears))
+                writers.append(
+                    PackedWriter(
+                        wanted,
+                        folder,
+                        model,
+                        shapes,
+                        linears,
+                        routers=decoder.routers(),
+                        float32=decoder.buffers,
+                        stored=decoder.names.stored,
+                    )
+                )
         except BadModel as error:
             notes.append(f"{name} not made: {error}")
     if not writers:

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from itertools import takewhile
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from hubquant.errors import UsageError
+from hubquant.formats.gguf.filetypes import MIXTURES
 
 Format = Literal["gptq", "awq", "gguf"]
 
@@ -46,13 +48,16 @@ class Variant(Frozen):
         return "gguf" if self.format == "gguf" else self.name
 
 
+def _of_mixture(mixture: str) -> Variant:
+    """gguf-q4_k_m of Q4_K_M: every mixture of llama.cpp is a variant, whose nominal width is the number in its name."""
+    bits = int("".join(takewhile(str.isdigit, mixture.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))))
+    return Variant(name=f"gguf-{mixture.lower()}", format="gguf", bits=bits, mixture=mixture)
+
+
 VARIANTS: dict[str, Variant] = {
     "gptq-int4-g128": Variant(name="gptq-int4-g128", format="gptq", bits=4, group_size=128, symmetric=True),
     "awq-int4-g128": Variant(name="awq-int4-g128", format="awq", bits=4, group_size=128, symmetric=False),
-    "gguf-q8_0": Variant(name="gguf-q8_0", format="gguf", bits=8, mixture="Q8_0"),
-    "gguf-q6_k": Variant(name="gguf-q6_k", format="gguf", bits=6, mixture="Q6_K"),
-    "gguf-q5_k_m": Variant(name="gguf-q5_k_m", format="gguf", bits=5, mixture="Q5_K_M"),
-    "gguf-q4_k_m": Variant(name="gguf-q4_k_m", format="gguf", bits=4, mixture="Q4_K_M"),
+    **{v.name: v for v in map(_of_mixture, MIXTURES)},
 }
 
 DEFAULT_VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q8_0", "gguf-q6_k", "gguf-q4_k_m")
@@ -67,12 +72,16 @@ def variant(name: str) -> Variant:
 
 
 class Calibration(Frozen):
-    """Where the calibration tokens come from: `windows` windows of `window` tokens, spread evenly over the text."""
+    """Where the calibration tokens come from: `windows` windows of `window` tokens, spread evenly over the text.
+
+    `all_experts`: in mixtures of experts, show every token to every expert, not only to those that the router chose.
+    """
 
     source: str = "prose-calib"
     text_sha256: str = ""
     windows: int = Field(default=64, ge=1)
     window: int = Field(default=512, ge=2)
+    all_experts: bool = False
 
 
 class EvaluationPlan(Frozen):
@@ -94,12 +103,18 @@ class Limit(Frozen):
 
 # By nominal bits, wide enough for models of some 0.1 B parameters, which lose most (llama.cpp's Q6_K of SmolLM2-135M: ratio
 # 1.012, KL 0.017, top-1 92 %; of Llama-3-8B: 1.004, 0.006, 96 %). Who publishes only large models tightens them in hubquant.toml.
+# The limits of 3 bits and less keep out what is broken, not what is weak (llama.cpp's Q3_K_M, Q2_K, IQ2_XXS of Llama-3-8B with
+# importance: ratio 1.08, 1.39, 2.26, KL 0.08, 0.33, 0.81; it publishes none for one bit); those of 16 bits are rounding's.
 QUALITY_LIMITS: dict[int, Limit] = {
+    32: Limit(perplexity_ratio=1.001, mean_kl=0.0005, top1_agreement=0.99),
+    16: Limit(perplexity_ratio=1.002, mean_kl=0.001, top1_agreement=0.98),
     8: Limit(perplexity_ratio=1.01, mean_kl=0.01, top1_agreement=0.95),
     6: Limit(perplexity_ratio=1.03, mean_kl=0.03, top1_agreement=0.87),
     5: Limit(perplexity_ratio=1.06, mean_kl=0.06, top1_agreement=0.84),
     4: Limit(perplexity_ratio=1.15, mean_kl=0.15, top1_agreement=0.75),
     3: Limit(perplexity_ratio=1.40, mean_kl=0.40, top1_agreement=0.60),
+    2: Limit(perplexity_ratio=3.00, mean_kl=1.20, top1_agreement=0.45),
+    1: Limit(perplexity_ratio=6.00, mean_kl=2.00, top1_agreement=0.30),
 }
 
 

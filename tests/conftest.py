@@ -16,7 +16,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # models this small are slower on several t
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HF_HUB_OFFLINE", None)
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -41,6 +42,43 @@ def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Local
 def bundled() -> Path:
     """The demo's model folder."""
     return Path(str(files("hubquant.demo"))) / "data" / "model"
+
+
+@pytest.fixture(scope="session")
+def mixture_of_experts(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny random mixture of experts by its model_type, in its family's published form, with the bundled tokenizer.
+    Shared: never changed."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    common = {"vocab_size": 2048, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    latent = {"num_key_value_heads": 4, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16}
+    grouped = {"n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    deepseek = {**latent, **grouped, "intermediate_size": 96, "moe_intermediate_size": 32, "n_shared_experts": 2}
+    changes: dict[str, dict[str, object]] = {
+        "mixtral": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "qwen3_moe": {"head_dim": 16, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2},
+        "deepseek_v2": {**deepseek, "q_lora_rank": None, "topk_method": "greedy"},
+        "deepseek_v3": {**deepseek, "q_lora_rank": 32},
+        "gpt_oss": {"head_dim": 16, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2},
+    }
+    made: dict[str, Path] = {}
+
+    def make(model_type: str) -> Path:
+        if model_type not in made:
+            torch.manual_seed(0)
+            config = AutoConfig.for_model(model_type, **{**common, **changes[model_type]})
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+                if tensor.dim() > 1 or name.endswith(("bias", "sinks")):
+                    torch.nn.init.normal_(tensor, std=0.1)
+            made[model_type] = tmp_path_factory.mktemp(model_type)
+            model.save_pretrained(made[model_type])
+            for file in bundled.glob("tokenizer*"):
+                shutil.copyfile(file, made[model_type] / file.name)
+        return made[model_type]
+
+    return make
 
 
 @pytest.fixture(scope="session")

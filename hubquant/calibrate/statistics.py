@@ -4,6 +4,11 @@ import torch
 from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
 
+# Below one token to eight channels, sums of calibration tokens mislead: measured on held-out tokens of two models (inputs of up and
+# down, widths 256 to 768), GPTQ's output error is 0.5 to 0.8 of plain rounding's at 1/8, but up to 1.6 times that at 1/16 and up
+# to 7 times at 1/32; an importance matrix at 1/8 is better than none for Q4_K and as good for Q3_K, below it is often worse.
+CHANNELS_PER_TOKEN = 8
+
 
 class InputStatistics:
     """Sums over calibration tokens of one linear's input; q/k/v share one, gate/up share one.
@@ -27,6 +32,22 @@ class InputStatistics:
         accumulate_hessian(self.hessian, rows)
         self.abs_sum += rows.float().abs().sum(dim=0)
         self.n_tokens += rows.shape[0]
+
+    @property
+    def tokens_needed(self) -> int:
+        """From how many tokens on the sums are a better guide than none."""
+        return -(-self.abs_sum.numel() // CHANNELS_PER_TOKEN)
+
+    @property
+    def starved(self) -> bool:
+        """Too few tokens came by (to an expert that the router rarely chose): round to nearest, and say so."""
+        return self.n_tokens < self.tokens_needed
+
+    @property
+    def shortage(self) -> str:
+        """A sentence for the record of a starved input's tensors."""
+        reached = f"{self.n_tokens} calibration tokens reached it" if self.n_tokens else "no calibration token reached it"
+        return f"{reached}, {self.tokens_needed} are needed"
 
     @property
     def mean_abs(self) -> Tensor:

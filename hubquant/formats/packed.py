@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,27 @@ class PackedWriter:
     """
 
     def __init__(
-        self, variant: Variant, folder: Path, base: Path, shapes: Mapping[str, tuple[int, ...]], linears: set[str]
+        self,
+        variant: Variant,
+        folder: Path,
+        base: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        linears: set[str],
+        *,
+        routers: Collection[str] = (),
+        float32: Collection[str] = (),
+        stored: Callable[[str], str] = str,
     ) -> None:
-        """`base`: the model folder; `shapes`: every stored tensor; `linears`: names of the weights of the layers' linears."""
+        """`base`: the model folder; `shapes`: every stored tensor; `linears`: names of the weights of the layers' linears.
+
+        `routers`: the linears that choose among experts; `float32`: what is not rounded to 16 bit. `stored` gives the name that a
+        tensor has in published checkpoints for the name of its module; records and files speak those.
+        """
         self.variant, self.folder, self.base = variant, folder, base
         self.format = FORMATS[variant.format]
-        packable = {n for n in linears if shapes[n][1] % GROUP_SIZES[-1] == 0 and shapes[n][0] % OUTPUTS_PER_WORD == 0}
+        self.routers, self.float32, self.stored = frozenset(routers), frozenset(float32), stored
+        fits = {n for n in linears if shapes[n][1] % GROUP_SIZES[-1] == 0 and shapes[n][0] % OUTPUTS_PER_WORD == 0}
+        packable = fits - self.routers
         if not packable:
             raise BadModel(
                 f"no linear of this model can be packed: each needs inputs in multiples of {GROUP_SIZES[-1]} and outputs in "
@@ -85,7 +100,7 @@ class PackedWriter:
         self._seconds = 0.0
 
     def add_outside(self, name: str, tensor: Tensor) -> None:
-        self._shards.add(name, _stored(name, tensor))
+        self._shards.add(self.stored(name), self._rounded(name, tensor))
 
     def add_layer(self, layer: Layer) -> None:
         started = time.monotonic()
@@ -104,18 +119,19 @@ class PackedWriter:
             return names
         statistics = layer.statistics[read.name]
         weights = [layer.tensors[n] for n in names]
-        solved = gptq_solver.solve(torch.cat(weights), statistics.hessian, self.grid)
+        hessian = torch.zeros_like(statistics.hessian) if statistics.starved else statistics.hessian
+        solved = gptq_solver.solve(torch.cat(weights), hessian, self.grid)
         for name, weight, part in zip(names, weights, solved.split([w.shape[0] for w in weights]), strict=True):
             for suffix, tensor in self.format.pack(part).items():
-                self._shards.add(f"{layer.prefix}{name.removesuffix('.weight')}.{suffix}", tensor)
-            seen = bool(statistics.hessian.any())
-            self._record(layer.prefix + name, statistics.output_error(weight, part.dequantize()) if seen else None)
+                self._shards.add(self.stored(f"{layer.prefix}{name.removesuffix('.weight')}.{suffix}"), tensor)
+            error = statistics.output_error(weight, part.dequantize()) if bool(hessian.any()) else None
+            self._record(layer.prefix + name, error, statistics.shortage if statistics.starved else "")
         return names
 
     def finish(self) -> Artifact:
         names = self._shards.finish()
         config = json.loads((self.base / "config.json").read_text())
-        kept = sorted(n.removesuffix(".weight") for n in self.kept)
+        kept = sorted(self.stored(n).removesuffix(".weight") for n in self.kept)
         config["quantization_config"] = self.format.config(self.grid, kept)
         config.pop("torch_dtype", None)
         config["dtype"] = config["torch_dtype"] = "float16"
@@ -139,26 +155,35 @@ class PackedWriter:
     def _scale(self, layer: Layer, input_name: str) -> Tensor:
         read = next(i for i in layer.inputs if i.name == input_name)
         statistics = layer.statistics[input_name]
+        if statistics.starved:
+            return torch.ones_like(statistics.abs_sum)
         weights = [layer.tensors[f"{n}.weight"] for n in read.linears if f"{layer.prefix}{n}.weight" not in self.kept]
         channels = read.absorber.channels.to(statistics.abs_sum.device) if read.absorber else None
         return awq_solver.search_scale(weights, statistics.hessian, statistics.mean_abs, self.grid, channels)
 
     def _keep(self, name: str, weight: Tensor) -> None:
-        self._shards.add(name, _stored(name, weight))
+        self._shards.add(self.stored(name), self._rounded(name, weight))
         if name in self.linears:
-            fits = f"shape {list(weight.shape)} is no multiple of [{OUTPUTS_PER_WORD}, {self.grid.group_size}]"
-            note = f"kept in 16 bit: {fits if name in self.kept else 'nothing that it reads was found'}"
-            self._records.append(TensorRecord(name=name, type="F16", output_error=0.0, note=note))
+            reason = "nothing that it reads was found"
+            if name in self.routers:
+                reason = "it chooses among the experts"
+            elif name in self.kept:
+                reason = f"shape {list(weight.shape)} is no multiple of [{OUTPUTS_PER_WORD}, {self.grid.group_size}]"
+            note = f"kept in 16 bit: {reason}"
+            self._records.append(TensorRecord(name=self.stored(name), type="F16", output_error=0.0, note=note))
             self.kept = self.kept | {name}
 
-    def _record(self, name: str, error: float | None) -> None:
+    def _rounded(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor if name in self.float32 else _stored(name, tensor)
+
+    def _record(self, name: str, error: float | None, shortage: str) -> None:
         wanted = self.variant.group_size
         notes = (
             [f"groups of {self.grid.group_size}: {wanted} does not divide every width"] if wanted != self.grid.group_size else []
         )
-        notes += ["rounded to nearest: no calibration token reached it"] if error is None else []
+        notes += [f"rounded to nearest: {shortage or 'no calibration token reached it'}"] if error is None else []
         type_name = f"int{self.grid.bits}-g{self.grid.group_size}"
-        self._records.append(TensorRecord(name=name, type=type_name, output_error=error, note="; ".join(notes)))
+        self._records.append(TensorRecord(name=self.stored(name), type=type_name, output_error=error, note="; ".join(notes)))
 
 
 class PackedSource:

@@ -7,10 +7,10 @@ asked: its conversions are reversed, as `save_pretrained` does.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -24,11 +24,14 @@ from transformers.core_model_loading import (
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.experts import Experts
 
+if TYPE_CHECKING:  # its import puts our loaders in place, which import this module
+    from transformers import PreTrainedModel
+
 
 class StoredNames:
     """Names of the published form. Made before the experts are taken apart, since transformers knows them fused."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         kept = [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
         reversed_ = [c.reverse_transform() for c in reversed(kept)]
         self.renamings = [c for c in reversed_ if isinstance(c, WeightRenaming)]
