@@ -3,19 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hubquant.formats.gguf.filetypes import mixture
 from hubquant.recipe import Variant
 
 SCALE_BITS = 16  # one fp16 scale per group
 KEPT_BITS = 16
-# Exact where one type fills the file (block sizes of ggml); the mixtures as llama.cpp states them for Llama-3.1-8B
-# (tools/quantize/README.md). They keep a few tensors of a small model wider, so a small model comes out larger.
-MIXTURE_BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K_M": 5.70, "Q4_K_M": 4.89}
 
 
 def bits_per_weight(variant: Variant) -> float:
-    """Of what the variant quantizes, scales and zero points included."""
+    """Of what the variant quantizes, scales and zero points included. Mixtures keep a few tensors of a small model wider than
+    those of the 8 B model their figures are from, so a small model comes out larger."""
     if variant.mixture:
-        return MIXTURE_BITS[variant.mixture]
+        return mixture(variant.mixture).bits_per_weight
     return variant.bits + (SCALE_BITS + variant.bits) / variant.group_size  # a symmetric variant stores zero points too
 
 
