@@ -118,6 +118,10 @@ QUALITY_LIMITS: dict[int, Limit] = {
 }
 
 
+# The Hub takes no larger file. Ollama reads no shards, so nothing is split that need not be.
+MAX_FILE_BYTES = 50 * 10**9
+
+
 class Recipe(Frozen):
     """Everything that decides the published bytes and whether they are published, but for the base and hubquant's version."""
 
@@ -125,6 +129,7 @@ class Recipe(Frozen):
     calibration: Calibration = Calibration()
     evaluation: EvaluationPlan = EvaluationPlan()
     limits: dict[int, Limit] = Field(default_factory=lambda: dict(QUALITY_LIMITS))
+    max_file_bytes: int = Field(default=MAX_FILE_BYTES, gt=0)  # GGUF files that would be larger are split
 
     @field_validator("variants")
     @classmethod

@@ -13,13 +13,13 @@ from hubquant.formats.gguf.imatrix import Imatrix, ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.writer import GgufWriter
 from hubquant.model.layer import Layer
-from hubquant.recipe import Variant
+from hubquant.recipe import MAX_FILE_BYTES, Variant
 
 IMATRIX_FILE = "imatrix.gguf"
 
 
 class GgufArtifactWriter:
-    """Writes FOLDER/NAME-MIXTURE.gguf and FOLDER/imatrix.gguf. Variants of one pass share the Imatrix object."""
+    """Writes FOLDER/NAME-MIXTURE.gguf, or its shards, and FOLDER/imatrix.gguf. Variants of one pass share the Imatrix object."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class GgufArtifactWriter:
         shapes: Mapping[str, tuple[int, ...]],
         provenance: Provenance,
         imatrix: Imatrix,
+        max_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         self.variant, self.folder, self.imatrix = variant, folder, imatrix
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,16 @@ class GgufArtifactWriter:
         self.n_parameters = sum(prod(s) for s in shapes.values())
         info = ImatrixInfo(file=IMATRIX_FILE, dataset=imatrix.dataset, chunks=imatrix.chunks)
         config = json.loads((base / "config.json").read_text())
-        self._writer = GgufWriter(folder / self.file, base, config, variant, tensors=shapes, provenance=provenance, imatrix=info)
+        self._writer = GgufWriter(
+            folder / self.file,
+            base,
+            config,
+            variant,
+            tensors=shapes,
+            provenance=provenance,
+            imatrix=info,
+            max_bytes=max_bytes,
+        )
         self._records: list[TensorRecord] = []
         self._seconds = 0.0
 
@@ -63,11 +73,12 @@ class GgufArtifactWriter:
     def finish(self) -> Artifact:
         self._writer.finish()
         self.imatrix.write(self.folder / IMATRIX_FILE)
-        size = (self.folder / self.file).stat().st_size
+        paths = self._writer.paths
+        size = sum(path.stat().st_size for path in paths)
         return Artifact(
             variant=self.variant.name,
             folder=self.variant.folder,
-            files={name: file_sha256(self.folder / name) for name in (self.file, IMATRIX_FILE)},
+            files={str(p.relative_to(self.folder)): file_sha256(p) for p in (*paths, self.folder / IMATRIX_FILE)},
             size_bytes=size,
             bits_per_weight=8 * size / self.n_parameters,
             tensors=tuple(self._records),

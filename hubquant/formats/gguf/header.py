@@ -3,8 +3,9 @@ before it is used, so that memory stays proportional to the file and every failu
 
 import math
 import mmap
+import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ MAX_DIMENSIONS = 8
 MAX_STRING_BYTES = 10_000_000
 MAX_DIMENSION = 1 << 32
 MAX_QUOTED = 80
+MAX_SHARDS = 10_000
+
+_SHARD = re.compile(r".*?-(\d{5})-of-(\d{5})\.gguf")
 
 DEFAULT_ALIGNMENT = 32
 
@@ -44,37 +48,64 @@ _TYPE_OF_VALUE: dict[int, GgmlType] = {kind.value: kind for kind in GGML_TYPES.v
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """`shape` as torch has it (rows first); `offset` from the start of the file, in bytes."""
+    """`shape` as torch has it (rows first); `offset` from the start of its file, in bytes; `shard`: which file, from 0."""
 
     shape: tuple[int, ...]
     kind: GgmlType
     offset: int
     size_bytes: int
+    shard: int = 0
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The key-value part of a file and where its tensors are. The file stays mapped as long as this lives."""
+    """The key-value part of a file and where its tensors are. The file stays mapped as long as this lives.
+
+    `kinds`: how each value is stored, gguf.GGUFValueType and for an array that of its items.
+    """
 
     name: str
     values: dict[str, Any]
+    kinds: dict[str, tuple[int, int | None]]
     tensors: dict[str, StoredTensor]
-    data: mmap.mmap
+    data: tuple[mmap.mmap, ...]
 
     @classmethod
     def read(cls, path: Path) -> "GgufHeader":
-        """Raises BadModel naming the file and what is wrong with it."""
+        """The file, and if it is the first of several shards all of them. Raises BadModel naming the file and what is wrong."""
+        header = cls._read_one(path)
+        count = header.values.get("split.count", 1)
+        if count in (0, 1):
+            return header
+        named = _SHARD.fullmatch(path.name)
+        if not isinstance(count, int) or not 1 < count <= MAX_SHARDS or named is None or int(named[2]) != count:
+            raise BadModel(f"{path.name} is one of {count!r} shards, but is not named …-00001-of-0000N.gguf")
+        if header.values.get("split.no") != 0 or int(named[1]) != 1:
+            raise BadModel(f"{path.name} is not the first shard of {count}; name that one")
+        tensors, data = dict(header.tensors), list(header.data)
+        for number in range(1, count):
+            shard = cls._read_one(path.with_name(f"{path.name[: named.start(1)]}{number + 1:05d}-of-{count:05d}.gguf"))
+            if shard.values.get("split.no") != number or tensors.keys() & shard.tensors.keys():
+                raise BadModel(f"{shard.name} does not continue {path.name}")
+            tensors |= {name: replace(tensor, shard=number) for name, tensor in shard.tensors.items()}
+            data += shard.data
+        if len(tensors) != header.values.get("split.tensors.count", len(tensors)):
+            raise BadModel(f"{path.name}: its shards hold {len(tensors)} tensors, not {header.values['split.tensors.count']}")
+        return replace(header, tensors=tensors, data=tuple(data))
+
+    @classmethod
+    def _read_one(cls, path: Path) -> "GgufHeader":
         try:
             with path.open("rb") as file:
                 data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise BadModel(f"{path.name} cannot be read as a GGUF file: {error}") from None
         try:
-            values, tensors = _parse(data)
+            values, kinds, tensors = _parse(data)
         except BadModel as error:
             data.close()
             raise BadModel(f"{path.name} is not a sound GGUF file: {error}") from None
-        return cls(path.name, values, tensors, data)
+        return cls(path.name, values, kinds, tensors, (data,))
 
     def positive(self, key: str) -> int:
         """A positive whole number of the key-value part. Raises BadModel if there is none."""
@@ -94,7 +125,7 @@ class GgufHeader:
         stop = stored.shape[0] if count is None else start + count
         columns = stored.shape[-1]
         row_bytes = columns // stored.kind.block_size * stored.kind.type_size
-        rows = np.frombuffer(self.data, np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes)
+        rows = np.frombuffer(self.data[stored.shard], np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes)
         if len(stored.shape) > 1:
             each = math.prod(stored.shape[1:-1])
             rows = rows[start * each : stop * each]
@@ -108,7 +139,7 @@ def _quoted(text: str) -> str:
     return repr(text if len(text) <= MAX_QUOTED else text[:MAX_QUOTED] + "…")
 
 
-def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
+def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, tuple[int, int | None]], dict[str, StoredTensor]]:
     at = _Cursor(data)
     if at.take(4) != b"GGUF":
         raise BadModel("it does not begin with GGUF")
@@ -118,11 +149,12 @@ def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     n_tensors = at.count("tensors", at.number(10), MAX_TENSORS, 24)
     n_values = at.count("keys", at.number(10), MAX_VALUES, 13)
     values: dict[str, Any] = {}
+    kinds: dict[str, tuple[int, int | None]] = {}
     for _ in range(n_values):
         key = at.string()
         if key in values:
             raise BadModel(f"key {_quoted(key)} occurs twice")
-        values[key] = at.value(key)
+        values[key], kinds[key] = at.value(key)
     infos: dict[str, tuple[tuple[int, ...], GgmlType, int]] = {}
     for _ in range(n_tensors):
         name = at.string()
@@ -133,7 +165,7 @@ def _parse(data: mmap.mmap) -> tuple[dict[str, Any], dict[str, StoredTensor]]:
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 20 or alignment & (alignment - 1):
         raise BadModel(f"general.alignment is {alignment!r}, expected a power of two")
     start = -(-at.position // alignment) * alignment
-    return values, _placed(infos, start, alignment, len(data))
+    return values, kinds, _placed(infos, start, alignment, len(data))
 
 
 def _placed(
@@ -190,23 +222,24 @@ class _Cursor:
         except UnicodeDecodeError:
             raise BadModel(f"the text at byte {self.position - n} is not UTF-8") from None
 
-    def value(self, key: str) -> Any:
+    def value(self, key: str) -> tuple[Any, tuple[int, int | None]]:
+        """The value, and how it is stored: its type, and of an array the type of its items."""
         kind = self.number(4)
         if kind == _STRING:
-            return self.string()
+            return self.string(), (kind, None)
         if kind in _SCALARS:
-            return self.number(kind)
+            return self.number(kind), (kind, None)
         if kind != _ARRAY:
             raise BadModel(f"key {_quoted(key)} is of unknown type {kind}")
         kind, n = self.number(4), self.number(10)
         if kind == _STRING:
             self.count(f"texts in {_quoted(key)}", n, MAX_TENSORS, 8)
-            return [self.string() for _ in range(n)]
+            return [self.string() for _ in range(n)], (_ARRAY, kind)
         if kind not in _SCALARS:
             raise BadModel(f"key {_quoted(key)} is an array of unknown type {kind}")
         form = _SCALARS[kind]
         self.count(f"numbers in {_quoted(key)}", n, len(self.data), form.size)
-        return [item[0] for item in form.iter_unpack(self.take(n * form.size))]
+        return [item[0] for item in form.iter_unpack(self.take(n * form.size))], (_ARRAY, kind)
 
     def tensor_info(self, name: str) -> tuple[tuple[int, ...], GgmlType, int]:
         n = self.number(4)

@@ -1,5 +1,8 @@
 """The key-value part of a GGUF file that says what the model is and how it was made: general.*, quantize.*, hubquant.*."""
 
+from dataclasses import dataclass
+from typing import Any
+
 import gguf
 
 from hubquant import __version__
@@ -9,6 +12,16 @@ from hubquant.recipe import Frozen
 
 # int is stored as UINT32, float as FLOAT32; a list takes the type of its first element (int: INT32).
 Value = bool | int | float | str | list[str] | list[int] | list[float] | list[bool]
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A value stored as the type that it is named with (gguf.GGUFValueType; `item_kind`: of an array's items)."""
+
+    value: Any
+    kind: int
+    item_kind: int | None = None
+
 
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 

@@ -1,30 +1,26 @@
 """A GGUF file written tensor by tensor, in any order: all types and offsets are known before the first tensor arrives."""
 
-import errno
-import os
-import sys
 from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import gguf
-import numpy as np
 import torch
 from torch import Tensor
 
 from hubquant.artifact import TensorRecord
-from hubquant.errors import BadModel, DiskFull
+from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import family_of_model
 from hubquant.formats.gguf.families.family import Slot, whole_number
+from hubquant.formats.gguf.file import GgufFile, TensorPlan
 from hubquant.formats.gguf.hyperparameters import completed
 from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance, Value, general
 from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
-from hubquant.quantize.ggml import GGML_TYPES, decode, encode, row_bytes
-from hubquant.recipe import Variant
+from hubquant.quantize.ggml import GGML_TYPES, decode, encode
+from hubquant.recipe import MAX_FILE_BYTES, Variant
 
 
 class GgufWriter:
@@ -45,9 +41,9 @@ class GgufWriter:
         tensors: Mapping[str, tuple[int, ...]],
         provenance: Provenance,
         imatrix: ImatrixInfo | None = None,
+        max_bytes: int = MAX_FILE_BYTES,
     ) -> None:
         self.path = path
-        self._part = path.with_name(path.name + ".part")
         self._family = family_of_model(config)
         whole = completed(config)
         self._parameters = self._family.hyperparameters(whole)
@@ -78,9 +74,10 @@ class GgufWriter:
             **tokenizer_values(checkpoint_folder, config, n_vocab),
         }
         self._missing = set(self._announced)
-        self._reserve(values)
+        plans = {name: TensorPlan(self._types[name], shape) for name, shape in shapes.items()}
+        self._file = GgufFile(path, self._family.architecture, values, plans, max_bytes)
         for name, tensor in extra.items():
-            self._write(name, 0, encode(tensor[None], "F32"))
+            self._file.write(name, 0, encode(tensor[None], "F32"))
 
     def gguf_names(self, hf_name: str) -> tuple[str, ...]:
         """The tensors of the file that hold it; none if it is not stored: a tied lm_head, a buffer that llama.cpp computes."""
@@ -112,7 +109,7 @@ class GgufWriter:
                 data = _encoded(values, kind, importance if slot.place.reads_input else None)
             except BadModel as error:
                 raise BadModel(f"tensor {hf_name}: {error}") from None
-            self._write(slot.gguf_name, slot.start, data)
+            self._file.write(slot.gguf_name, slot.start, data)
             if back is not None:
                 slot.put_back(decode(data, kind).view(values.shape), back, self._parameters)
         self._missing.remove(hf_name)
@@ -126,22 +123,22 @@ class GgufWriter:
         if self._missing:
             first = min(self._missing)
             raise BadModel(f"{self.path.name}: {len(self._missing)} tensors were never written, the first is {first}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._part.replace(self.path)
+        self._file.finish()
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file, or its shards in order."""
+        return self._file.paths
 
     def discard(self) -> None:
         """Removes what was written so far."""
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        self._file.discard()
 
     def __enter__(self) -> "GgufWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._file.closed:
-            self.discard()
+        self.discard()
 
     def _note(self, slots: tuple[Slot, ...]) -> str:
         for slot in slots:
@@ -150,74 +147,9 @@ class GgufWriter:
                 return f"rows of {width} are no whole blocks of {self._base}: {self._types[name]}, as llama.cpp does"
         return ""
 
-    def _reserve(self, values: Mapping[str, Value]) -> None:
-        """Writes the header and takes the disk space of everything that will follow."""
-        writer = gguf.GGUFWriter(None, self._family.architecture)
-        for key, value in values.items():
-            add_value(writer, key, value)
-        self._offset: dict[str, int] = {}
-        end = 0
-        for name, shape in self._shapes.items():
-            kind = self._types[name]
-            size = row_bytes(kind, shape[-1]) * prod(shape[:-1])
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, gguf.GGMLQuantizationType(GGML_TYPES[kind].value))
-            self._offset[name] = end
-            end = writer.ggml_pad(end + size, writer.data_alignment)
-        try:
-            writer.write_header_to_file(self._part)
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        except (UnicodeEncodeError, OSError) as error:
-            self._part.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise _disk_error(error, self._part, end) from None
-            raise BadModel(f"the tokenizer, chat template or card holds text that is not Unicode: {error}") from None
-        finally:
-            writer.close()
-        start = writer.ggml_pad(self._part.stat().st_size, writer.data_alignment)
-        self._offset = {name: start + offset for name, offset in self._offset.items()}
-        self._file = self._part.open("r+b")
-        try:
-            if sys.platform == "linux":
-                os.posix_fallocate(self._file.fileno(), 0, start + end)
-            else:
-                self._file.truncate(start + end)
-        except OSError as error:
-            self.discard()
-            raise _disk_error(error, self._part, end) from None
-
-    def _write(self, name: str, start: int, data: Tensor) -> None:
-        """Encoded rows of a tensor, from `start` of its first dimension on."""
-        kind, shape = self._types[name], self._shapes[name]
-        each = prod(shape[1:-1]) * row_bytes(kind, shape[-1]) if len(shape) > 1 else row_bytes(kind, 1)
-        try:
-            self._file.seek(self._offset[name] + start * each)
-            self._file.write(data.cpu().contiguous().numpy().data)
-        except OSError as error:
-            raise _disk_error(error, self._part, data.numel()) from None
-
 
 def _encoded(values: Tensor, kind: str, importance: Tensor | None) -> Tensor:
     """uint8 [rows, row_bytes]; each matrix of a stack with its own row of `importance`, if that has one for each."""
     if importance is None or importance.ndim == 1:
         return encode(values.flatten(0, -2) if values.ndim > 1 else values[None], kind, importance)
     return torch.cat([encode(matrix, kind, own) for matrix, own in zip(values, importance, strict=True)])
-
-
-def add_value(writer: Any, key: str, value: Value) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)
-
-
-def _disk_error(error: OSError, path: Path, size: int) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFull(f"{path} needs {size:,} bytes that the disk does not have; free some space and run again")
-    return error

@@ -93,7 +93,7 @@ def hostile() -> Iterator[tuple[str, bytes]]:
             for value in HUGE:
                 yield f"{kind} at {at} = {value}", GOOD.changed(at, "<Q", value)
         elif kind in ("type", "ggml type"):
-            for value in (13, 35, 99, 1 << 20, (1 << 32) - 1):
+            for value in (36, 37, 99, 1 << 20, (1 << 32) - 1):
                 yield f"{kind} at {at} = {value}", GOOD.changed(at, "<I", value)
         elif kind == "dimensions":
             for value in (0, 9, 1 << 16, (1 << 32) - 1):
