@@ -97,7 +97,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def carries(config: Mapping[str, Any]) -> bool:
-    """Whether version 1 is GPTQModel's, which subtracts words instead of zeros (see GptqCarryLinear); symmetric zeros never borrow."""
+    """Whether zeros of version 1 were made by GPTQModel's subtraction of words (GptqCarryLinear). Symmetric ones never borrow."""
     quantizer = (config.get("meta") or {}).get("quantizer") or []
     names = [quantizer] if isinstance(quantizer, str) else quantizer
     by_gptqmodel = any(str(n).lower().startswith("gptqmodel") for n in names)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightRenaming
 
 from hubquant.errors import BadModel
+from hubquant.integrations.stored import aliases
 from hubquant.model.experts import Experts, is_fused
 from hubquant.model.naming import StoredNames
 
@@ -35,7 +36,7 @@ class PackedExperts(Experts):
         return result
 
 
-def unfuse(model: PreTrainedModel, packed: Collection[str], names: StoredNames) -> list[str]:
+def unfuse(model: PreTrainedModel, packed: set[str], names: StoredNames) -> list[str]:
     """Take the experts apart that the files hold packed; `names` learns what their linears are called there. Returns their names.
 
     Raises BadModel if only some linears of a list of experts are packed.
@@ -46,8 +47,8 @@ def unfuse(model: PreTrainedModel, packed: Collection[str], names: StoredNames) 
         with torch.device("cpu"):  # where from_pretrained builds models, tensors are without values
             names.learn(name, experts)
         linears = [n for n, m in experts.named_modules(prefix=name) if isinstance(m, nn.Linear)]
-        stored = {n: names.stored(f"{n}.weight").removesuffix(".weight") for n in linears}
-        dense = [s for s in stored.values() if s not in packed]
+        stored = [names.stored(f"{n}.weight").removesuffix(".weight") for n in linears]
+        dense = [s for s in stored if packed.isdisjoint(aliases(model, s))]
         if len(dense) == len(linears):
             continue
         if dense:

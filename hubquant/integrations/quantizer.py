@@ -16,9 +16,10 @@ from hubquant.errors import BadModel
 from hubquant.formats import awq, gptq
 from hubquant.integrations.experts import renamings, unfuse
 from hubquant.integrations.settings import AwqConfig, GPTQConfig
-from hubquant.integrations.stored import Entry, entries, fit, kind, packed_names
+from hubquant.integrations.stored import Entry, aliases, entries, fit, kind, packed_names
 from hubquant.model.naming import StoredNames
 
+AWQ_LAYERS = {awq.LAYOUT: AwqLinear, "gemv": AwqGemvLinear, "gemv_fast": AwqGemvFastLinear}
 PACKED_LINEARS = (GptqLinear, AwqLinear, AwqGemvLinear)
 
 
@@ -54,7 +55,7 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
         self._renamings = renamings(unfuse(model, packed, names), names)
         dense = {}
         for module_name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]:
-            candidates = _aliases(model, names.stored(f"{module_name}.weight").removesuffix(".weight"))
+            candidates = aliases(model, names.stored(f"{module_name}.weight").removesuffix(".weight"))
             name = next((c for c in candidates if c in packed), None)
             if name is None:
                 dense[module_name] = candidates
@@ -62,7 +63,7 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
             model.set_submodule(module_name, self._replacement(name, module, stored))
             _untie(model, module_name)
             self._linears[module_name] = name
-        _check_all_found(model, packed - set(self._linears.values()))
+        _check_all_found(model, packed, set(self._linears.values()))
         _check_dense(dense, {kind(n) for n in self._linears.values()}, stored)
 
     def _replacement(self, name: str, linear: nn.Module, stored: Mapping[str, Entry]) -> nn.Module:
@@ -122,12 +123,11 @@ class AwqLoader(_Loader):
     """AWQ's layouts, 4 bits."""
 
     format, settings = awq, AwqConfig
-    layers = {awq.LAYOUT: AwqLinear, "gemv": AwqGemvLinear, "gemv_fast": AwqGemvFastLinear}
 
     def packed_linear(self, name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
         settings = self._settings(name)
         try:
-            return self.layers[awq.layout(settings)](in_features, out_features, _group_size(settings, in_features), bias)
+            return AWQ_LAYERS[awq.layout(settings)](in_features, out_features, _group_size(settings, in_features), bias)
         except ValueError as error:
             raise BadModel(f"{name}: {error}") from None
 
@@ -137,27 +137,25 @@ def _group_size(settings: Mapping[str, Any], in_features: int) -> int:
     return in_features if size == -1 else size
 
 
-def _aliases(model: nn.Module, name: str) -> tuple[str, str, str]:
-    """A module may have its model's prefix in the files and not in the model, where only the backbone is loaded, or the reverse."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    return name, prefix + name, name.removeprefix(prefix)
-
-
 def _untie(model: PreTrainedModel, module_name: str) -> None:
     """A packed head shares nothing with the embedding, whatever the config says."""
     if model.all_tied_weights_keys.pop(f"{module_name}.weight", None) is not None:
         model.config.get_text_config(decoder=True).tie_word_embeddings = False
 
 
-def _check_all_found(model: nn.Module, left: Iterable[str]) -> None:
-    for name in sorted(left):
-        for candidate in _aliases(model, name):
+def _check_all_found(model: PreTrainedModel, packed: set[str], replaced: set[str]) -> None:
+    """What is packed and has no linear in the model is an error, except a head where only the backbone is loaded."""
+    prefix = f"{model.base_model_prefix}."
+    only_backbone = not hasattr(model, model.base_model_prefix) and any(n.startswith(prefix) for n in packed)
+    for name in sorted(packed - replaced):
+        for candidate in aliases(model, name):
             try:
                 module = model.get_submodule(candidate)
             except AttributeError:
                 continue
             raise BadModel(f"the files hold {name}.qweight, but module {candidate} is a {type(module).__name__}, not a Linear")
-        raise BadModel(f"the files hold {name}.qweight, but the model has no module {name}")
+        if name.startswith(prefix) or not only_backbone:
+            raise BadModel(f"the files hold {name}.qweight, but the model has no module {name}")
 
 
 def _check_dense(dense: Mapping[str, Iterable[str]], packed_kinds: set[str], stored: Mapping[str, Entry]) -> None:

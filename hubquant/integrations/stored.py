@@ -41,6 +41,12 @@ def packed_names(stored: Iterable[str]) -> set[str]:
     return {name.removesuffix(suffix) for name in stored for suffix in PACKED if name.endswith(suffix)}
 
 
+def aliases(model: nn.Module, name: str) -> tuple[str, str, str]:
+    """A module may have its model's prefix in the files and not in the model, where only the backbone is loaded, or the reverse."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    return name, prefix + name, name.removeprefix(prefix)
+
+
 def fit(layer: nn.Module, name: str, stored: Mapping[str, Entry]) -> None:
     """Compare the buffers of `layer`, on meta, with what the files hold for linear `name`; take their float types over.
 

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
+from transformers.quantizers import auto
 
 from hubquant import pipeline
 from hubquant.calibrate.source import with_texts
 from hubquant.formats.packed import PackedSource
 from hubquant.hub.snapshot import fingerprint_folder
+from hubquant.integrations.transformers import GptqLoader, install, restore
 from hubquant.progress import silent
 from hubquant.recipe import Calibration, Recipe
 
 Spoil = Callable[..., Path]
+
+
+@pytest.fixture
+def our_loaders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ours whether or not gptqmodel is installed; and put back as they were."""
+    installed = auto.AUTO_QUANTIZER_MAPPING["gptq"] is GptqLoader
+    monkeypatch.setenv("HUBQUANT_BACKEND", "1")
+    install()
+    yield
+    monkeypatch.setenv("HUBQUANT_BACKEND", "1")
+    if installed:
+        install()
+    else:
+        restore()
 
 
 @pytest.fixture(scope="session")

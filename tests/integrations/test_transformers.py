@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,7 @@ METHODS = {"gptq": GptqLinear, "awq": AwqLinear}
 Q_PROJ = "model.layers.1.self_attn.q_proj"
 Spoil = Callable[..., Path]
 
-
-@pytest.fixture(autouse=True)
-def our_loaders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ours whether or not gptqmodel is installed; and put back as they were."""
-    installed = auto.AUTO_QUANTIZER_MAPPING["gptq"] is GptqLoader
-    monkeypatch.setenv("HUBQUANT_BACKEND", "1")
-    install()
-    yield
-    monkeypatch.setenv("HUBQUANT_BACKEND", "1")
-    if installed:
-        install()
-    else:
-        hubquant.restore()
+pytestmark = pytest.mark.usefixtures("our_loaders")
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +81,7 @@ def test_the_order_of_imports_does_not_matter(imports: str) -> None:
     code = f"""
 import os
 os.environ["HUBQUANT_BACKEND"] = "1"
-{imports}
+{imports.format("transformers.modeling_utils")}
 from transformers.quantizers import auto
 ours = [auto.AUTO_QUANTIZER_MAPPING[m].__module__ for m in ("gptq", "awq")]
 hubquant.restore()

@@ -1,4 +1,4 @@
-"""AWQ's two older layouts, GEMV and GEMV fast (AutoAWQ's names): decoded, and multiplied by decoding. Nothing new is written in them.
+"""AWQ's two older layouts, GEMV and GEMV fast (AutoAWQ's names), decoded. Nothing new is written in them.
 
 Both keep the rows of the weight together and pad the groups so that the zeros of a row fill whole blocks of words.
 """
