@@ -157,6 +157,7 @@ def _writers(
                         linears,
                         routers=decoder.routers(),
                         float32=decoder.buffers,
+                        transposed=decoder.transposed,
                         stored=decoder.names.stored,
                     )
                 )

@@ -73,16 +73,19 @@ class PackedWriter:
         *,
         routers: Collection[str] = (),
         float32: Collection[str] = (),
+        transposed: Collection[str] = (),
         stored: Callable[[str], str] = str,
     ) -> None:
         """`base`: the model folder; `shapes`: every stored tensor; `linears`: names of the weights of the layers' linears.
 
-        `routers`: the linears that choose among experts; `float32`: what is not rounded to 16 bit. `stored` gives the name that a
-        tensor has in published checkpoints for the name of its module; records and files speak those.
+        `routers`: the linears that choose among experts; `float32`: what is not rounded to 16 bit; `transposed`: the weights
+        that are saved as [in, out] unless packed. `stored` gives the name that a tensor has in published checkpoints for the
+        name of its module; records and files speak those.
         """
         self.variant, self.folder, self.base = variant, folder, base
         self.format = FORMATS[variant.format]
         self.routers, self.float32, self.stored = frozenset(routers), frozenset(float32), stored
+        self.transposed = frozenset(transposed)
         fits = {n for n in linears if shapes[n][1] % GROUP_SIZES[-1] == 0 and shapes[n][0] % OUTPUTS_PER_WORD == 0}
         packable = fits - self.routers
         if not packable:
@@ -174,6 +177,7 @@ class PackedWriter:
             self.kept = self.kept | {name}
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:
+        tensor = tensor.T.contiguous() if name in self.transposed else tensor
         return tensor if name in self.float32 else _stored(name, tensor)
 
     def _record(self, name: str, error: float | None, shortage: str) -> None:
@@ -212,6 +216,9 @@ class PackedSource:
         tensors = {s: self._stored.tensor(f"{stem}.{s}") for s in self._format.suffixes}
         self._format.check(stem, tensors, self._config)
         return self._format.dequantize(tensors, self._config)
+
+    def as_saved(self, name: str) -> bool:
+        return name in self._stored
 
 
 class _AnyCheckpoint(Checkpoint):

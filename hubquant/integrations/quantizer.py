@@ -61,6 +61,8 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
                 dense[module_name] = candidates
                 continue
             model.set_submodule(module_name, self._replacement(name, module, stored))
+            # everything comes from the files; GPT-2 would initialize the weight of this linear where it initializes its owner
+            model.get_submodule(module_name.rpartition(".")[0])._is_hf_initialized = True
             _untie(model, module_name)
             self._linears[module_name] = name
         _check_all_found(model, packed, set(self._linears.values()))

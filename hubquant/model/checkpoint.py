@@ -18,6 +18,10 @@ class TensorSource(Protocol):
 
     def tensor(self, name: str) -> Tensor: ...
 
+    def as_saved(self, name: str) -> bool:
+        """Whether a linear's weight lies as transformers saves it, where that is not [out, in] (GPT-2)."""
+        ...
+
 
 class Checkpoint:
     """The weights of a folder as `from_pretrained` finds them: `model.safetensors` or the shards of its index.
@@ -56,6 +60,9 @@ class Checkpoint:
             raise BadModel(f"{self.folder}: no tensor {name} in the checkpoint; is it complete?")
         value: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
         return self._finite(name, value)
+
+    def as_saved(self, name: str) -> bool:
+        return True
 
     def entry(self, name: str, index: int) -> Tensor:
         """tensor(name)[index] without reading the rest: one expert of fused ones."""

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint, TensorSource
+from hubquant.model.conv1d import make_linears
 from hubquant.model.experts import routers, take_apart
 from hubquant.model.naming import NamedSource, StoredNames
 from hubquant.model.relay import Call, Relays
@@ -53,6 +54,7 @@ class Decoder:
             why = str(error).splitlines()[0].split(". ")[0]
             raise BadModel(f"architecture {config.model_type!r} is not a causal language model: {why}") from None
         self.model.eval()
+        self.transposed = make_linears(self.model)
         for buffer_owner in self.model.modules():
             for name, buffer in buffer_owner.named_buffers(recurse=False):
                 setattr(buffer_owner, name, buffer.to(self.device))
@@ -62,7 +64,7 @@ class Decoder:
         self.names, self.experts = StoredNames(self.model), take_apart(self.model)
         for path, experts in self.experts.items():
             self.names.learn(path, experts)
-        self.source = NamedSource(source, self.names, self.experts)
+        self.source = NamedSource(source, self.names, self.experts, self.transposed)
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
         stored = self.model.state_dict(keep_vars=True)
         # buffers that a checkpoint holds are weights too (DeepSeek-V3's bias of the choice of experts); others are computed

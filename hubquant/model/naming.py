@@ -5,7 +5,7 @@ say it differently (Mixtral: `…block_sparse_moe.experts.3.w1.weight`) or hold 
 asked: its conversions are reversed, as `save_pretrained` does.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ class StoredNames:
         self.renamings = [c for c in reversed_ if isinstance(c, WeightRenaming)]
         self._converters = [c for c in reversed_ if isinstance(c, WeightConverter)]
         self._model = model
+        self.prefix = f"{model.base_model_prefix}."  # the checkpoints of some old models (gpt2) leave it out
         self._linears: dict[str, str] = {}
 
     def learn(self, path: str, experts: Experts) -> None:
@@ -89,14 +90,17 @@ class Place:
 class NamedSource:
     """A TensorSource that is asked by the names of the modules, whatever its own names are."""
 
-    def __init__(self, source: TensorSource, stored: StoredNames, experts: Mapping[str, Experts]) -> None:
-        self.source, self._stored, self._experts = source, stored, experts
+    def __init__(
+        self, source: TensorSource, stored: StoredNames, experts: Mapping[str, Experts], transposed: Collection[str]
+    ) -> None:
+        """`transposed`: weights that lie as [in, out] where the source has them as saved."""
+        self.source, self._stored, self._experts, self._transposed = source, stored, experts, transposed
         self._names = set(source.names())
 
     def find(self, name: str) -> Place | None:
         """None if the source does not hold the tensor."""
         stored = self._stored.stored(name)
-        for candidate in (stored, name):
+        for candidate in (stored, name, name.removeprefix(self._stored.prefix)):
             if candidate in self._names:
                 return Place(candidate)
         path = next((p for p in self._experts if name.startswith(p + ".")), None)
@@ -116,10 +120,14 @@ class NamedSource:
         if place is None or not isinstance(self.source, Checkpoint):
             return None
         shape = self.source.shape(place.name)
+        if name in self._transposed:
+            return shape[::-1]
         return shape if place.experts is None else tuple(place.part(torch.empty(shape[1:], device="meta")).shape)
 
     def tensor(self, name: str) -> Tensor:
         place = self.find(name)
         if place is not None and place.experts is not None and isinstance(self.source, Checkpoint):
             return place.part(self.source.entry(place.name, place.index))
-        return self.source.tensor(name if place is None else place.name)
+        stored = name if place is None else place.name
+        tensor = self.source.tensor(stored)
+        return tensor.T if name in self._transposed and self.source.as_saved(stored) else tensor

@@ -50,6 +50,9 @@ class GgufSource:
             slot.put_back(stored, weight, self._parameters)
         return weight
 
+    def as_saved(self, name: str) -> bool:
+        return False
+
     def _slots_of(self, name: str) -> tuple[Slot, ...]:
         if name not in self._slots:
             raise BadModel(f"{self.header.name}: no tensor {name} in the file")

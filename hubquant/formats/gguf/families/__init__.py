@@ -7,11 +7,12 @@ from hubquant.errors import BadModel
 from hubquant.formats.gguf.families.cohere import COHERE2
 from hubquant.formats.gguf.families.family import Family
 from hubquant.formats.gguf.families.gemma import GEMMA2, GEMMA3
+from hubquant.formats.gguf.families.gpt import FALCON, GPT2, GPTNEOX, STARCODER2
 from hubquant.formats.gguf.families.llama import GRANITE, LLAMA, QWEN2, QWEN3, SMOLLM3
 from hubquant.formats.gguf.families.olmo import OLMO2
 from hubquant.formats.gguf.families.phi import PHI3
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, SMOLLM3, GRANITE, GEMMA2, GEMMA3, PHI3, OLMO2, COHERE2)
+FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, SMOLLM3, GRANITE, GEMMA2, GEMMA3, PHI3, OLMO2, COHERE2, GPT2, GPTNEOX, FALCON, STARCODER2)
 
 
 def family_of_model(config: Mapping[str, Any]) -> Family:
