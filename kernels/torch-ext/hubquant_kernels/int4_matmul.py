@@ -9,27 +9,30 @@ import torch
 from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
-from .pack import from_awq_order, unpack_words
+from .dispatch import on_gpu
+from .pack import WORD, from_awq_order, unpack_words
 
 AWQ_BITS = 4
 
 
 @torch.library.custom_op(add_op_namespace_prefix("dequantize_gptq"), mutates_args=())
-def dequantize_gptq(qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor, bits: int, zero_offset: int) -> Tensor:
+def dequantize_gptq(qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, bits: int, zero_offset: int) -> Tensor:
     """[out, in] float32, (code − zero) · scale, for any g_idx.
 
-    qweight [in·bits/32, out] int32, qzeros [n_groups, out·bits/32] int32, scales [n_groups, out], g_idx [in] int32.
+    qweight [in·bits/32, out] int32, qzeros [n_groups, out·bits/32] int32, scales [n_groups, out], g_idx [in] int32, or None
+    where the groups are of one size and in order.
     `zero_offset` is what the file's version leaves out of a stored zero: 1 for GPTQ version 1, 0 for version 2.
     """
     codes = unpack_words(qweight.T.contiguous(), bits)
     zeros = (unpack_words(qzeros, bits).T.float() + zero_offset) % 2**bits
-    group = g_idx.long()
+    n_in, n_groups = codes.shape[1], scales.shape[0]
+    group = torch.arange(n_in, device=codes.device) // (n_in // n_groups) if g_idx is None else g_idx.long()
     return (codes.float() - zeros[:, group]) * scales.T.float()[:, group]
 
 
 @dequantize_gptq.register_fake
-def _(qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor, bits: int, zero_offset: int) -> Tensor:
-    return qweight.new_empty((qweight.shape[1], g_idx.shape[0]), dtype=torch.float32)
+def _(qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, bits: int, zero_offset: int) -> Tensor:
+    return qweight.new_empty((qweight.shape[1], qweight.shape[0] * WORD // bits), dtype=torch.float32)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("dequantize_awq"), mutates_args=())
@@ -51,13 +54,15 @@ def _(qweight: Tensor, qzeros: Tensor, scales: Tensor) -> Tensor:
 
 
 @torch.library.custom_op(add_op_namespace_prefix("matmul_gptq"), mutates_args=())
-def matmul_gptq(x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor, bits: int, zero_offset: int) -> Tensor:
+def matmul_gptq(
+    x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, bits: int, zero_offset: int
+) -> Tensor:
     """x [..., in] @ Wᵀ → [..., out] in x's dtype; the weight as for `dequantize_gptq`."""
     return matmul_dense(x, dequantize_gptq(qweight, qzeros, scales, g_idx, bits, zero_offset))
 
 
 @matmul_gptq.register_fake
-def _(x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor, bits: int, zero_offset: int) -> Tensor:
+def _(x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, bits: int, zero_offset: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], qweight.shape[1]))
 
 
@@ -94,3 +99,11 @@ def _awq_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 matmul_gptq.register_autograd(_gptq_backward, setup_context=_keep)
 matmul_awq.register_autograd(_awq_backward, setup_context=_keep)
+
+for _operator, _module in (
+    (dequantize_gptq, "int4_dequantize"),
+    (dequantize_awq, "int4_dequantize"),
+    (matmul_gptq, "int4_matmul"),
+    (matmul_awq, "int4_matmul"),
+):
+    on_gpu(_operator, _module)
