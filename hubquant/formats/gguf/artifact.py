@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hubquant.artifact import Artifact, TensorRecord, file_sha256
-from hubquant.formats.gguf.imatrix import Imatrix, ImatrixInfo
+from hubquant.calibrate.statistics import InputStatistics
+from hubquant.formats.gguf.imatrix import IMATRIX_FILE, Imatrix, ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.writer import GgufWriter
 from hubquant.model.layer import Layer
+from hubquant.quantize.ggml import NEEDS_IMPORTANCE
 from hubquant.recipe import MAX_FILE_BYTES, Variant
-
-IMATRIX_FILE = "imatrix.gguf"
 
 
 class GgufArtifactWriter:
@@ -58,17 +59,26 @@ class GgufArtifactWriter:
         started = time.monotonic()
         for name, weight in layer.tensors.items():
             full_name = layer.prefix + name
-            stored_as = self._writer.gguf_names(full_name)
-            if not stored_as:
+            if self._writer.type_of(full_name) is None:
                 continue
             statistics = layer.statistics_of(name)
             if statistics is None:
                 self._writer.add(full_name, weight)
                 continue
-            for stored in stored_as:
-                self.imatrix.add(stored, statistics.hessian.diagonal(), statistics.n_tokens)
-            self._records.append(self._writer.add(full_name, weight, statistics.importance, statistics.output_error))
+            for name, matrices, of in self._writer.matrices(full_name):
+                self.imatrix.add(name, statistics.hessian.diagonal(), statistics.n_tokens, matrices, of)
+            self._records.append(self._add(full_name, weight, statistics))
         self._seconds += time.monotonic() - started
+
+    def _add(self, name: str, weight: Tensor, statistics: InputStatistics) -> TensorRecord:
+        """Of a starved input the importance is not used, but by the types that cannot do without one."""
+        if not statistics.starved:
+            return self._writer.add(name, weight, statistics.importance, statistics.output_error)
+        kinds = (self._writer.type_of(name) or "").split("+")
+        equal = torch.ones_like(statistics.abs_sum) if NEEDS_IMPORTANCE.intersection(kinds) else None
+        record = self._writer.add(name, weight, equal)
+        note = f"no importance: {statistics.shortage}"
+        return record.model_copy(update={"note": "; ".join(filter(None, (record.note, note)))})
 
     def finish(self) -> Artifact:
         self._writer.finish()

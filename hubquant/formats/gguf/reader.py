@@ -19,8 +19,8 @@ class GgufSource:
         architecture = self.header.values.get("general.architecture")
         if not isinstance(architecture, str):
             raise BadModel(f"{path.name} does not say which architecture it is of (general.architecture)")
-        self.family = family_of_file(architecture)
         prefix = f"{architecture}."
+        self.family = family_of_file(architecture, f"{prefix}expert_count" in self.header.values)
         self._parameters = {k.removeprefix(prefix): v for k, v in self.header.values.items() if k.startswith(prefix)}
         n_layer = whole_number(self._parameters, "block_count")
         stored = {name: tensor.shape for name, tensor in self.header.tensors.items()}

@@ -19,7 +19,7 @@ from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance, Value, general
 from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
-from hubquant.quantize.ggml import GGML_TYPES, decode, encode
+from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, decode, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
 
 
@@ -83,6 +83,16 @@ class GgufWriter:
         """The tensors of the file that hold it; none if it is not stored: a tied lm_head, a buffer that llama.cpp computes."""
         return tuple(dict.fromkeys(slot.gguf_name for slot in self._slots.get(hf_name, ())))
 
+    def matrices(self, hf_name: str) -> list[tuple[str, range, int]]:
+        """What of the file multiplies the tensor's input: GGUF names, which matrices of a stack, and how many that has."""
+        found = []
+        for slot in self._slots.get(hf_name, ()):
+            if slot.place.reads_input:
+                stacked = len(slot.shape) > 2
+                of = self._shapes[slot.gguf_name][0] if stacked else 1
+                found.append((slot.gguf_name, range(slot.start, slot.start + slot.shape[0]) if stacked else range(1), of))
+        return found
+
     def type_of(self, hf_name: str) -> str | None:
         """The ggml type chosen for a tensor (its parts' types, if they differ, with + between), None if it is not stored."""
         return "+".join(dict.fromkeys(self._types[name] for name in self.gguf_names(hf_name))) or None
@@ -106,7 +116,7 @@ class GgufWriter:
             kind = self._types[slot.gguf_name]
             values = slot.values(weight, self._parameters)
             try:
-                data = _encoded(values, kind, importance if slot.place.reads_input else None)
+                data = _encoded(values, kind, importance if slot.place.reads_input else _equal(values, kind))
             except BadModel as error:
                 raise BadModel(f"tensor {hf_name}: {error}") from None
             self._file.write(slot.gguf_name, slot.start, data)
@@ -146,6 +156,11 @@ class GgufWriter:
             if len(slot.shape) > 1 and width % GGML_TYPES[self._base].block_size:
                 return f"rows of {width} are no whole blocks of {self._base}: {self._types[name]}, as llama.cpp does"
         return ""
+
+
+def _equal(values: Tensor, kind: str) -> Tensor | None:
+    """The importance of columns of which nothing is known."""
+    return values.new_ones(values.shape[-1]) if kind in NEEDS_IMPORTANCE else None
 
 
 def _encoded(values: Tensor, kind: str, importance: Tensor | None) -> Tensor:

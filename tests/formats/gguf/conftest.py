@@ -16,6 +16,7 @@ from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.writer import GgufWriter
 from hubquant.recipe import Variant
 from tests.formats.gguf.familymodels import RANDOM_MODELS, save_random_model
+from tests.formats.gguf.familymodels import weights as checkpoint_weights
 
 DEMO = Path(str(files("hubquant") / "demo" / "data" / "model"))
 IMATRIX = ImatrixInfo("imatrix.gguf", "prose-calib", 64)
@@ -42,7 +43,7 @@ def _importance(name: str, weight: Tensor) -> Tensor | None:
 
 def _write(path: Path, mixture: str, folder: Path = DEMO, imatrix: ImatrixInfo | None = None) -> Path:
     config = json.loads((folder / "config.json").read_text())
-    weights = load_file(folder / "model.safetensors")
+    weights = checkpoint_weights(folder)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     variant = Variant(name=f"gguf-{mixture.lower()}", format="gguf", bits=8, mixture=mixture)
     with GgufWriter(path, folder, config, variant, tensors=shapes, provenance=PROVENANCE, imatrix=imatrix) as writer:

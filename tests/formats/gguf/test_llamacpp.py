@@ -129,7 +129,7 @@ def test_every_family_gives_the_logits_of_transformers(
     llama: Callable[..., Any],
 ) -> None:
     folder = random_model(random_model_name)
-    model = llama(write_gguf(tmp_path / "m.gguf", "F32", folder), n_ctx=256, n_batch=256, logits_all=True)
+    model = llama(write_gguf(tmp_path / "m.gguf", "F32", folder), n_ctx=256, n_batch=256, logits_all=True, type_k=0, type_v=0)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokens = torch.randint(0, 2048, (200,), generator=torch.Generator().manual_seed(1)).tolist()
     expected = _torch_logits(reference)(tokens)

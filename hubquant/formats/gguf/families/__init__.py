@@ -5,14 +5,36 @@ from typing import Any
 
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families.cohere import COHERE2
+from hubquant.formats.gguf.families.deepseek import DEEPSEEK2
 from hubquant.formats.gguf.families.family import Family
 from hubquant.formats.gguf.families.gemma import GEMMA2, GEMMA3
 from hubquant.formats.gguf.families.gpt import FALCON, GPT2, GPTNEOX, STARCODER2
+from hubquant.formats.gguf.families.gpt_oss import GPT_OSS
 from hubquant.formats.gguf.families.llama import GRANITE, LLAMA, QWEN2, QWEN3, SMOLLM3
+from hubquant.formats.gguf.families.moe import MIXTRAL, QWEN3MOE
 from hubquant.formats.gguf.families.olmo import OLMO2
 from hubquant.formats.gguf.families.phi import PHI3
 
-FAMILIES: tuple[Family, ...] = (LLAMA, QWEN2, QWEN3, SMOLLM3, GRANITE, GEMMA2, GEMMA3, PHI3, OLMO2, COHERE2, GPT2, GPTNEOX, FALCON, STARCODER2)
+FAMILIES: tuple[Family, ...] = (
+    LLAMA,
+    QWEN2,
+    QWEN3,
+    SMOLLM3,
+    GRANITE,
+    GEMMA2,
+    GEMMA3,
+    PHI3,
+    OLMO2,
+    COHERE2,
+    GPT2,
+    GPTNEOX,
+    FALCON,
+    STARCODER2,
+    MIXTRAL,
+    QWEN3MOE,
+    DEEPSEEK2,
+    GPT_OSS,
+)
 
 
 def family_of_model(config: Mapping[str, Any]) -> Family:
@@ -26,10 +48,13 @@ def family_of_model(config: Mapping[str, Any]) -> Family:
     raise BadModel(f"architecture {name} (model_type {model_type!r}) cannot be written as GGUF yet; known: {known}")
 
 
-def family_of_file(architecture: str) -> Family:
-    """The row for a GGUF file's general.architecture. Raises BadModel naming the known ones."""
-    for family in FAMILIES:
-        if family.architecture == architecture:
-            return family
+def family_of_file(architecture: str, experts: bool = False) -> Family:
+    """The row for a GGUF file's general.architecture; some stand for models with and without `experts`.
+
+    Raises BadModel naming the known ones.
+    """
+    candidates = [family for family in FAMILIES if family.architecture == architecture]
+    if candidates:
+        return next((family for family in candidates if family.has_experts == experts), candidates[0])
     known = ", ".join(family.architecture for family in FAMILIES)
     raise BadModel(f"GGUF architecture {architecture!r} cannot be read; known: {known}")

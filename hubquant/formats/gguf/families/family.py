@@ -105,6 +105,10 @@ class Family:
     forms: Mapping[str, Form] = field(default_factory=dict)
     extra: Callable[[Config], dict[str, Tensor]] = rope_factors
 
+    @property
+    def has_experts(self) -> bool:
+        return any(EXPERT in name for name in (*self.layer, *self.optional))
+
     def layout(self, n_layer: int, parameters: Parameters) -> "Layout":
         return Layout(self, n_layer, parameters)
 

@@ -34,6 +34,6 @@ ROTATED_PAIRS = {
 ONE_MORE = Form((Place(plus=1.0),))
 
 
-def stacked(name: str) -> Form:
-    """One expert's matrix in the stack [experts, out, in] that is called `name`."""
-    return Form((Place(lambda matrix, _: matrix[None], name, dims=3),), shape=lambda stored, _: stored[0][1:])
+def stacked(name: str, dims: int = 3) -> Form:
+    """One expert's matrix in the stack [experts, out, in] that is called `name`, or with two `dims` its bias in [experts, out]."""
+    return Form((Place(lambda matrix, _: matrix[None], name, dims=dims),), shape=lambda stored, _: stored[0][1:])
