@@ -6,10 +6,10 @@ after compensation; damping rises until the Cholesky factorization succeeds.
 """
 
 import torch
-from hubquant_kernels.gptq_block import gptq_block
+from hubquant_kernels.gptq_block import gptq_group
 from torch import Tensor
 
-from hubquant.quantize.grid import Grid, QuantizedWeight, fit_group
+from hubquant.quantize.grid import Grid, QuantizedWeight
 
 DAMP_RATIO = 0.05
 MAX_DAMP_RATIO = 1.0
@@ -36,10 +36,10 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_
         U_block = U[start:end, start:end].contiguous()
         metric = torch.linalg.solve_triangular(U_block, torch.eye(grid.group_size, device=W.device), upper=True)
         seen_here = seen[start:end] if bool(seen[start:end].any()) else ~seen[start:end]
-        scale, zero = fit_group(W[:, start:end] * seen_here, grid, metric)
+        weights = W[:, start:end].contiguous()
+        block, Err, scale, zero = gptq_group(weights, U_block, metric, seen_here, grid.bits, grid.symmetric)
         group = int(order[start]) // grid.group_size
         scales[:, group], zeros[:, group] = scale[:, 0], zero[:, 0]
-        block, Err = gptq_block(W[:, start:end].contiguous(), U_block, scale, zero, grid.max_code)
         codes[:, order[start:end]] = block
         W[:, end:] -= Err @ U[start:end, end:]
     return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)

@@ -1,7 +1,9 @@
 """GPTQ's column loop against the paper's formula in float64, one channel at a time."""
 
+import pytest
 import torch
-from hubquant_kernels.gptq_block import gptq_block
+from hubquant_kernels.gptq_block import gptq_block, gptq_group
+from hubquant_kernels.grid import fit_group
 from torch import Tensor
 
 MAX_CODE = 15
@@ -79,3 +81,33 @@ def test_the_same_problem_gives_the_same_codes() -> None:
 def test_operator_keeps_torchs_rules() -> None:
     for out in (1, 4):
         torch.library.opcheck(gptq_block, (*problem(out=out, n=8, seed=4), MAX_CODE))
+
+
+def test_a_batch_is_its_matrices_one_by_one() -> None:
+    problems = [problem(out=8, n=16, seed=seed) for seed in range(3)]
+    codes, errors = gptq_block(*(torch.stack(parts) for parts in zip(*problems, strict=True)), MAX_CODE)
+    for i, one in enumerate(problems):
+        assert torch.equal(codes[i], gptq_block(*one, MAX_CODE)[0])
+        assert torch.equal(errors[i], gptq_block(*one, MAX_CODE)[1])
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_group_is_its_search_and_then_its_columns(symmetric: bool) -> None:
+    """A channel that is not seen has no say in the scale, and is rounded to it."""
+    weight, factor, _, _ = problem(out=8, n=16, seed=5)
+    weight[:, 3] = 10.0
+    metric, seen = torch.linalg.inv(factor), torch.arange(16) != 3
+    codes, errors, scale, zero = gptq_group(weight, factor, metric, seen, 4, symmetric)
+    expected, origin = fit_group(weight * seen, metric, 4, symmetric)
+    assert torch.equal(scale, expected)
+    assert torch.equal(zero, origin)
+    assert bool((scale.abs() < 0.1).all())
+    assert torch.equal(codes, gptq_block(weight, factor, scale, zero, MAX_CODE)[0])
+    assert torch.equal(errors, gptq_block(weight, factor, scale, zero, MAX_CODE)[1])
+
+
+def test_the_fused_operator_keeps_torchs_rules() -> None:
+    weight, factor, _, _ = problem(out=4, n=8, seed=6)
+    arguments = (weight, factor, torch.linalg.inv(factor), torch.ones(8, dtype=torch.bool))
+    torch.library.opcheck(gptq_group, (*arguments, 4, True))
+    torch.library.opcheck(gptq_group, (*(t[None] for t in arguments), 4, False))

@@ -4,6 +4,7 @@ import functools
 import importlib
 import importlib.util
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -31,16 +32,22 @@ def target(index: int) -> str:
     return f"sm_{major}{minor}"
 
 
-def on_gpu(operator: Any, module: str, minimum_capability: tuple[int, int] = AMPERE) -> None:
+def on_gpu(
+    operator: Any,
+    module: str,
+    minimum_capability: tuple[int, int] = AMPERE,
+    accepts: Callable[..., bool] = lambda *arguments: True,
+) -> None:
     """Let `operator` (a torch.library.custom_op) run on CUDA and ROCm devices by the function of its name in gpu/`module`.py.
 
-    Where that cannot run, the operator's definition does. The module is imported at the first call: it needs triton.
+    Where that cannot run, or does not accept the arguments, the operator's definition does. The module is imported at the
+    first call: it needs triton.
     """
     name = operator._name
 
     def run(*arguments: Any) -> Any:
         tensor = next(a for a in arguments if isinstance(a, Tensor))
-        if not usable(tensor, minimum_capability):
+        if not (usable(tensor, minimum_capability) and accepts(*arguments)):
             return operator._init_fn(*arguments)
         launcher = getattr(importlib.import_module(f".gpu.{module}", __package__), name)
         with torch.cuda.device(tensor.device):

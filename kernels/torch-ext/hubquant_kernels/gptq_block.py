@@ -1,9 +1,11 @@
-"""GPTQ's column loop over one group of channels."""
+"""GPTQ's column loop over one group of channels, with the group's scale given or searched."""
 
 import torch
 from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
+from .dispatch import on_gpu
+from .grid import fit_group, on_chip
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gptq_block"), mutates_args=())
@@ -12,7 +14,11 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
 
     factor [n, n]: upper U with UᵀU the inverse Hessian's block; scale, zero [out, 1] float32.
     Returns codes [out, n] uint8 and errors [out, n] float32, (w − q)/U_ii, for the columns after this block.
+    A leading dimension of all of them is a batch of matrices: the experts of a layer.
     """
+    if weight.dim() == 3:
+        rounded = [gptq_block(*matrix, max_code) for matrix in zip(weight, factor, scale, zero, strict=True)]
+        return torch.stack([codes for codes, _ in rounded]), torch.stack([errors for _, errors in rounded])
     rest = weight.T.clone(memory_format=torch.contiguous_format)  # [n, out]: a channel is one row of memory
     codes = torch.empty_like(rest, dtype=torch.uint8)
     errors = torch.empty_like(rest)
@@ -30,4 +36,30 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
 
 @gptq_block.register_fake
 def _(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
+    return weight.new_empty(weight.shape, dtype=torch.uint8), weight.new_empty(weight.shape)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("gptq_group"), mutates_args=())
+def gptq_group(
+    weight: Tensor, factor: Tensor, metric: Tensor, seen: Tensor, bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`fit_group` under `metric` [n, n], then `gptq_block` with the scale and zero found; all may have a leading batch dimension.
+
+    seen [n] bool: channels that have no say in the scale are False. Returns codes, errors [out, n], scale, zero [out, 1].
+    """
+    scale, zero = fit_group(weight * seen[..., None, :], metric, bits, symmetric)
+    codes, errors = gptq_block(weight, factor, scale, zero, 2**bits - 1)
+    return codes, errors, scale, zero
+
+
+@gptq_group.register_fake
+def _(
+    weight: Tensor, factor: Tensor, metric: Tensor, seen: Tensor, bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    column = (*weight.shape[:-1], 1)
+    codes = weight.new_empty(weight.shape, dtype=torch.uint8)
+    return codes, weight.new_empty(weight.shape), weight.new_empty(column), weight.new_empty(column)
+
+
+on_gpu(gptq_block, "gptq_block", accepts=on_chip)
+on_gpu(gptq_group, "gptq_block", accepts=on_chip)
