@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import kquant, kquant_symmetric, legacy, mxfp4, ternary
 from ._ops import add_op_namespace_prefix
+from .dispatch import on_gpu
 from .ggml_columns import Blocks
 from .ggml_search import ColumnSum
 from .ggml_types import GGML_TYPES
@@ -84,7 +85,8 @@ def _each(encode: Callable[[int], None], starts: range, threads: int) -> None:
 def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mode: str) -> Tensor:
     """Weights [out, in], in a multiple of the block size, importance [in] → uint8 [out, row_bytes] of a type of GGML_TYPES.
 
-    `mode` "reference" gives what ggml gives; "best" lowers Σ importance·error² further within the same bytes.
+    `mode` "reference" gives what ggml gives; "best" lowers Σ importance·error² further within the same bytes. On a GPU "best"
+    gives other bytes with about the same error (gpu/ggml_quantize.py).
     """
     kind, encoder = GGML_TYPES[type_name], ENCODERS[type_name]
     blocks = weight.detach().reshape(-1, kind.block_size)
@@ -114,3 +116,6 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
 def _(weight: Tensor, importance: Tensor | None, type_name: str, mode: str) -> Tensor:
     kind = GGML_TYPES[type_name]
     return weight.new_empty(weight.shape[0], weight.shape[1] // kind.block_size * kind.type_size, dtype=torch.uint8)
+
+
+on_gpu(ggml_quantize, "ggml_quantize")
