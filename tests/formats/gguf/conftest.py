@@ -1,8 +1,9 @@
 """Checkpoints written as GGUF: the bundled model, once per mixture and session, and small random models of every family."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hubquant.formats.gguf.writer import GgufWriter
 from hubquant.recipe import Variant
 from tests.formats.gguf.familymodels import RANDOM_MODELS, save_random_model
 from tests.formats.gguf.familymodels import weights as checkpoint_weights
+from tests.formats.gguf.familyresults import FamilyResults
 
 DEMO = Path(str(files("hubquant") / "demo" / "data" / "model"))
 IMATRIX = ImatrixInfo("imatrix.gguf", "prose-calib", 64)
@@ -115,3 +117,12 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "random_model_name" in metafunc.fixturenames:
         metafunc.parametrize("random_model_name", RANDOM_MODELS)
+
+
+@pytest.fixture(scope="session")
+def family_result() -> Iterator[FamilyResults]:
+    """What tests find out about a family; kept for the README's table if HUBQUANT_KEEP_FAMILIES is set."""
+    results = FamilyResults()
+    yield results
+    if os.environ.get("HUBQUANT_KEEP_FAMILIES"):
+        results.keep()

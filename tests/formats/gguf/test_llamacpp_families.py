@@ -1,0 +1,69 @@
+"""Every family in llama.cpp: it loads, its logits are those of transformers, its perplexity is that of our own evaluation."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from hubquant.formats.gguf.imatrix import ImatrixInfo
+from tests.formats.gguf.familymodels import RANDOM_MODELS
+from tests.formats.gguf.familyresults import FamilyResults
+from tests.formats.gguf.llamacpp import decoded, load, logits, mean_kl, perplexity, torch_logits
+
+pytestmark = pytest.mark.llamacpp
+
+WINDOW = 256
+MIXTURES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ4_NL", "IQ3_S", "Q5_1", "Q4_0")
+
+
+def _random_tokens(n: int) -> list[list[int]]:
+    return torch.randint(0, 2048, (n, WINDOW), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+def test_logits_are_those_of_transformers(
+    random_model_name: str,
+    random_model: Callable[[str], Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+    family_result: FamilyResults,
+) -> None:
+    folder = random_model(random_model_name)
+    model = load(write_gguf(tmp_path / "m.gguf", "F16", folder), n_ctx=WINDOW, n_batch=WINDOW, logits_all=True)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    (tokens,) = _random_tokens(1)
+    expected = torch_logits(reference, tokens)
+    assert expected.std() > 0.5  # the logits say something, and would tell a wrong rotation or a lost bias
+    kl = mean_kl(expected, logits(model, tokens))
+    family_result(random_model_name, loads=True, logits_kl=kl)
+    assert kl < 1e-4
+
+
+def _compared(folder: Path, path: Path, windows: list[list[int]]) -> tuple[float, float, float]:
+    """Our perplexity of a file, by how much llama.cpp's differs (relative), and the mean KL divergence of its predictions."""
+    model, published = load(path, n_ctx=WINDOW, n_batch=WINDOW, logits_all=True), decoded(folder, path)
+    pairs = [(torch_logits(published, window), logits(model, window)) for window in windows]
+    ours = perplexity(lambda tokens: pairs[windows.index(tokens)][0], windows, None)
+    theirs = perplexity(lambda tokens: pairs[windows.index(tokens)][1], windows, None)
+    return ours, theirs / ours - 1, sum(mean_kl(*pair) for pair in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("name", [name for name in RANDOM_MODELS if ":" not in name])
+def test_perplexity_is_that_of_our_own_evaluation(
+    name: str,
+    random_model: Callable[..., Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+    family_result: FamilyResults,
+) -> None:
+    """llama.cpp rounds the inputs of quantized matrices to 8 bits: that is a KL divergence of up to 5e-4 here, and moves the
+    mean of 8 x 127 losses by sqrt(2 * 5e-4 / 1016) = 0.1 % (one standard deviation)."""
+    folder, windows = random_model(name, wide=True), _random_tokens(8)
+    for mixture in MIXTURES:
+        path = write_gguf(tmp_path / "m.gguf", mixture, folder, None if mixture == "F16" else ImatrixInfo("i.gguf", "made up", 1))
+        expected, difference, kl = _compared(folder, path, windows)
+        print(f"{name} {mixture}: perplexity {expected:.3f}, llama.cpp's differs by {100 * difference:.3f} %, mean KL {kl:.2e}")
+        family_result(name, perplexity={mixture: difference})
+        assert abs(difference) < 0.005
+        assert kl < 1e-3
