@@ -39,8 +39,8 @@ FAMILIES: dict[str, PreTrainedConfig] = {
     "qwen2_moe": Qwen2MoeConfig(**SHAPE, num_experts=3, moe_intermediate_size=32, shared_expert_intermediate_size=64),
     "olmoe": OlmoeConfig(**SHAPE, num_experts=3, intermediate_size=32),
     "deepseek_v3": DeepseekV3Config(
-        **(SHAPE | {"head_dim": 16}), **LATENT, n_routed_experts=4, moe_intermediate_size=32, intermediate_size=96, first_k_dense_replace=1, n_group=2,
-        topk_group=1, rope_interleave=True,
+        **(SHAPE | {"head_dim": 16}), **LATENT, n_routed_experts=4, moe_intermediate_size=32, intermediate_size=96,
+        first_k_dense_replace=1, n_group=2, topk_group=1, rope_interleave=True,
     ),
     "gpt_oss": GptOssConfig(**SHAPE, num_local_experts=3, intermediate_size=32, layer_types=["full_attention"] * 2),
 }  # fmt: skip
