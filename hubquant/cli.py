@@ -26,7 +26,7 @@ app = typer.Typer(
     help="Quantized models: made in one pass, measured, published.",
 )
 
-Model = Annotated[str, typer.Argument(help="A model on the Hub (ORGANISATION/NAME) or a folder.")]
+Model = Annotated[str, typer.Argument(help="A model on the Hub (ORGANISATION/NAME), a folder, or a GGUF file in 16 bit.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of the bot.")]
 Variants = Annotated[
@@ -55,6 +55,9 @@ def quantize(
     max_tokens: Annotated[int, typer.Option(help="Tokens of the evaluation text that are used.")] = EvaluationPlan().max_tokens,
     recipe_file: Annotated[Path | None, typer.Option("--recipe", help="A recipe as JSON, instead of the options above.")] = None,
     base_file: Annotated[Path | None, typer.Option("--base", help="What is known of a base folder, as JSON.", hidden=True)] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option(help="An importance matrix of llama.cpp, for a GGUF file as MODEL, instead of calibrating.")
+    ] = None,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure what was made.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -71,9 +74,11 @@ def quantize(
             calibration=Calibration(source=calibration, windows=windows, window=window),
             evaluation=EvaluationPlan(source=text, protocols=protocols, max_tokens=max_tokens),
         )
+    if imatrix is not None and not model.endswith(".gguf"):
+        raise UsageError("--imatrix goes with a GGUF file as MODEL; a folder is calibrated in the pass itself")
     folder, base = _model(model) if base_file is None else (Path(model), _read(Base, base_file))
     with console.bars() as progress:
-        report = pipeline.quantize(folder, out, with_texts(recipe), base, progress)
+        report = pipeline.quantize(folder, out, with_texts(recipe), base, progress, imatrix=imatrix)
         if evaluation:
             report = pipeline.evaluate(out, folder, progress)
     _show(report, as_json)
@@ -265,11 +270,15 @@ def _log() -> Path:
 
 
 def _model(name: str, revision: str = "") -> tuple[Path, Base]:
-    """The model's folder, downloaded if it is on the Hub, and what is known of it."""
+    """The model's folder, downloaded if it is on the Hub, or its GGUF file, and what is known of it."""
     from hubquant.hub import snapshot
     from hubquant.hub.client import Hub
 
     folder = Path(name)
+    if folder.suffix == ".gguf":
+        from hubquant.base import describe_gguf
+
+        return folder, describe_gguf(folder)
     if folder.is_dir() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return folder, snapshot.fingerprint_folder(folder)
     client = Hub()

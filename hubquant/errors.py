@@ -3,6 +3,7 @@
 HubquantError                exit code 1: one sentence for the user
 ├── UsageError               2: the command line or hubquant.toml asks for something that does not exist
 ├── BadModel                 the base cannot be quantized: pickle only, unknown architecture, damaged or missing files
+│   └── UnknownFamily        a GGUF file of an architecture that hubquant cannot read back
 ├── DiskFull                 not enough space where a step must write
 ├── WorkerBusy               another worker has this state folder
 ├── HubError                 the Hub refused or did not answer
@@ -23,6 +24,10 @@ class UsageError(HubquantError):
 
 
 class BadModel(HubquantError):
+    pass
+
+
+class UnknownFamily(BadModel):
     pass
 
 

@@ -5,68 +5,80 @@ import resource
 import shutil
 import time
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from hubquant import __version__
 from hubquant.artifact import Artifact, Base, Report
-from hubquant.calibrate.source import read_text, text_name
-from hubquant.calibrate.text import calibration_windows, load_tokenizer, tokenize
-from hubquant.errors import BadModel, DiskFull, UsageError
+from hubquant.base import OpenBase, is_gguf, open_base
+from hubquant.calibrate.source import read_text
+from hubquant.calibrate.text import calibration_windows, tokenize
+from hubquant.errors import BadModel, DiskFull, UnknownFamily, UsageError
 from hubquant.evaluate.divergence import compare
 from hubquant.evaluate.gate import judge
 from hubquant.evaluate.perplexity import windows
-from hubquant.formats.gguf.artifact import GgufArtifactWriter
 from hubquant.formats.gguf.imatrix import Imatrix
-from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.reader import GgufSource
-from hubquant.formats.packed import PackedSource, PackedWriter
-from hubquant.formats.writer import ArtifactWriter
-from hubquant.model.checkpoint import Checkpoint, TensorSource
-from hubquant.model.decoder import Decoder, read_config
+from hubquant.formats.packed import PackedSource
+from hubquant.model.checkpoint import TensorSource
 from hubquant.onepass import one_pass
 from hubquant.progress import Progress, into_file
 from hubquant.recipe import Recipe, variant
+from hubquant.writers import discard_converted, writers_of_folder, writers_of_gguf
 
 REPORT_FILE = "hubquant.json"
 VERSIONED = ("torch", "transformers", "safetensors", "gguf")
 
 
-def quantize(model: Path, out: Path, recipe: Recipe, base: Base, progress: Progress, quantized_by: str = "") -> Report:
-    """Make every variant of the recipe from the model folder, into `out`; writes and returns the report, not yet measured.
+def quantize(
+    model: Path,
+    out: Path,
+    recipe: Recipe,
+    base: Base,
+    progress: Progress,
+    quantized_by: str = "",
+    imatrix: Path | None = None,
+) -> Report:
+    """Make every variant of the recipe from the model, into `out`; writes and returns the report, not yet measured.
 
-    A variant that this model cannot have is noted with the reason, and the others are made. Raises BadModel, DiskFull,
-    UsageError.
+    `model`: a folder, or a GGUF file in 16 or 32 bit, for which `imatrix` may name an importance matrix. A variant that this
+    model cannot have is noted with the reason, and the others are made. Raises BadModel, DiskFull, UsageError.
     """
     started = time.monotonic()
-    config = read_config(model)
-    decoder = Decoder(config, Checkpoint(model), device())
-    tokenizer = load_tokenizer(model)
-    calibration = recipe.calibration
-    tokens = tokenize(tokenizer, read_text(calibration.source))
-    calibration_tokens = calibration_windows(tokens, calibration.windows, calibration.window)
+    given = None if imatrix is None else Imatrix.read(imatrix)
+    opened, unopened = _opened(model)
+    tokens = _calibration_tokens(opened, recipe) if opened is not None and given is None else None
     tell = _prepare(out, progress)
-    shapes = decoder.shapes()
-    base = base.model_copy(update={"parameters": sum(torch.Size(s).numel() for s in shapes.values())})
-    writers, notes = _writers(decoder, model, out, recipe, base, quantized_by)
+    decoder = opened.decoder() if opened is not None else None
+    if is_gguf(model):
+        weights = opened.weights if opened is not None and given is None else None
+        writers, notes = writers_of_gguf(model, weights, out, recipe, base, given)
+    else:
+        assert decoder is not None
+        base = base.model_copy(update={"parameters": sum(prod(shape) for shape in decoder.shapes().values())})
+        writers, notes = writers_of_folder(decoder, model, out, recipe, base, quantized_by)
     try:
-        artifacts, dropped = one_pass(
-            decoder, calibration_tokens, writers, lambda done, total: tell("quantize", done, total), calibration.all_experts
-        )
+        if decoder is not None and tokens is not None:
+            every = recipe.calibration.all_experts
+            artifacts, dropped = one_pass(decoder, tokens, writers, lambda done, total: tell("quantize", done, total), every)
+        else:
+            artifacts, dropped = [writer.finish() for writer in writers], 0
     except OSError as error:
         raise _disk_error(error, out) from None
+    discard_converted(out)
     report = Report(
         hubquant_version=__version__,
         versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
         base=base,
         recipe=recipe,
         artifacts=tuple(artifacts),
-        calibration_tokens=calibration_tokens.numel(),
+        calibration_tokens=0 if tokens is None else tokens.numel(),
         dropped_rows=dropped,
         seconds=time.monotonic() - started,
         peak_memory_bytes=_peak_memory(),
-        notes=tuple(notes),
+        notes=(*unopened, *notes),
     )
     return _write(report, out)
 
@@ -74,26 +86,29 @@ def quantize(model: Path, out: Path, recipe: Recipe, base: Base, progress: Progr
 def evaluate(out: Path, model: Path, progress: Progress, protocols: tuple[str, ...] = (), text: str = "") -> Report:
     """Measure every artifact of `out` from its bytes against the base; writes and returns the report with its verdicts.
 
-    `protocols` and `text` replace the recipe's. The first protocol decides the gate.
+    `protocols` and `text` replace the recipe's. The first protocol decides the gate. What cannot be run here is not measured,
+    with a note, and so passes no gate.
     """
     report = read_report(out)
     plan = report.recipe.evaluation
-    tokenizer = load_tokenizer(model)
-    config = read_config(model)
-    base = Decoder(config, Checkpoint(model), device())
+    opened, unopened = _opened(model)
+    sources, unread = _sources(out, report)
     tell = into_file(out, progress)
     evaluations = []
     for name in protocols or plan.protocols:
-        scored = windows(name, text or plan.source, tokenizer, plan.max_tokens)
-        decoders = {a.variant: Decoder(config, source(out, a), device()) for a in report.artifacts}
-        evaluations += compare(base, decoders, scored, lambda done, total: tell("evaluate", done, total))
-    deciding = evaluations[: len(report.artifacts)]
-    verdicts = [v for e in deciding for v in judge(e, report.recipe.limits)]
-    return _write(report.model_copy(update={"evaluations": tuple(evaluations), "verdicts": tuple(verdicts)}), out)
+        if opened is None or not sources:
+            break
+        scored = windows(name, text or plan.source, opened.tokenizer, plan.max_tokens)
+        decoders = {name: opened.decoder(weights) for name, weights in sources.items()}
+        evaluations += compare(opened.decoder(), decoders, scored, lambda done, total: tell("evaluate", done, total))
+    verdicts = [v for e in evaluations[: len(sources)] for v in judge(e, report.recipe.limits)]
+    notes = tuple(dict.fromkeys((*report.notes, *unopened, *unread)))
+    update = {"evaluations": tuple(evaluations), "verdicts": tuple(verdicts), "notes": notes}
+    return _write(report.model_copy(update=update), out)
 
 
 def source(out: Path, artifact: Artifact) -> TensorSource:
-    """The artifact's bytes on disk as dense weights."""
+    """The artifact's bytes on disk as dense weights. Raises BadModel if they are damaged, or of a family not known here."""
     folder = out / artifact.folder
     if variant(artifact.variant).format == "gguf":
         return GgufSource(folder / artifact.main_file)
@@ -110,8 +125,32 @@ def read_report(out: Path) -> Report:
         ) from None
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _opened(model: Path) -> tuple[OpenBase | None, list[str]]:
+    """The base, or why it cannot be run: a GGUF file can be encoded even so. Raises BadModel for a folder that cannot."""
+    try:
+        return open_base(model), []
+    except BadModel as error:
+        if not is_gguf(model):
+            raise
+        return None, [f"without calibration and not measured: {error}"]
+
+
+def _sources(out: Path, report: Report) -> tuple[dict[str, TensorSource], list[str]]:
+    """What of the report can be read back, by variant, and why the rest cannot: llama.cpp's converter knows more families."""
+    sources: dict[str, TensorSource] = {}
+    notes: list[str] = []
+    for artifact in report.artifacts:
+        try:
+            sources[artifact.variant] = source(out, artifact)
+        except UnknownFamily as error:
+            notes.append(f"{artifact.variant} not measured: {error}")
+    return sources, notes
+
+
+def _calibration_tokens(opened: OpenBase, recipe: Recipe) -> Tensor:
+    calibration = recipe.calibration
+    tokens = tokenize(opened.tokenizer, read_text(calibration.source))
+    return calibration_windows(tokens, calibration.windows, calibration.window)
 
 
 def _prepare(out: Path, progress: Progress) -> Progress:
@@ -123,49 +162,6 @@ def _prepare(out: Path, progress: Progress) -> Progress:
     tell = into_file(out, progress)
     tell("quantize", 0, 1)
     return tell
-
-
-def _writers(
-    decoder: Decoder, model: Path, out: Path, recipe: Recipe, base: Base, quantized_by: str
-) -> tuple[list[ArtifactWriter], list[str]]:
-    shapes = decoder.shapes()
-    linears = {n for n, shape in shapes.items() if len(shape) == 2 and n not in decoder.outside()}
-    calibration = recipe.calibration
-    imatrix = Imatrix(text_name(calibration.source), calibration.windows, calibration.window)
-    provenance = Provenance(
-        name=base.repo_id.rpartition("/")[2],
-        repo_id=base.repo_id if base.revision else "",
-        revision=base.revision,
-        license=base.license,
-        quantized_by=quantized_by,
-    )
-    writers: list[ArtifactWriter] = []
-    notes: list[str] = []
-    for name in recipe.variants:
-        wanted = variant(name)
-        folder = out / wanted.folder
-        try:
-            if wanted.format == "gguf":
-                writers.append(GgufArtifactWriter(wanted, folder, model, shapes, provenance, imatrix))
-            else:
-                writers.append(
-                    PackedWriter(
-                        wanted,
-                        folder,
-                        model,
-                        shapes,
-                        linears,
-                        routers=decoder.routers(),
-                        float32=decoder.buffers,
-                        transposed=decoder.transposed,
-                        stored=decoder.names.stored,
-                    )
-                )
-        except BadModel as error:
-            notes.append(f"{name} not made: {error}")
-    if not writers:
-        raise BadModel("; ".join(notes) or "the recipe names no variant")
-    return writers, notes
 
 
 def _write(report: Report, out: Path) -> Report:

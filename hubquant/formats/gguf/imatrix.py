@@ -25,8 +25,8 @@ class ImatrixInfo:
 
 @dataclass
 class Imatrix:
-    """`in_sum2`: GGUF tensor name → Σ x² [matrices, in], float32, of each matrix of it over `counts` tokens, taken in `chunks` windows
-    of `chunk_size`. Stacks of experts have many matrices, other tensors one."""
+    """`in_sum2`: GGUF tensor name → Σ x² [matrices, in], float32, of each matrix of it over `counts` tokens, taken in `chunks`
+    windows of `chunk_size`. Stacks of experts have many matrices, other tensors one."""
 
     dataset: str
     chunks: int
@@ -49,7 +49,7 @@ class Imatrix:
         return mean if len(mean) > 1 else mean[0]
 
     def write(self, path: Path) -> None:
-        """As llama-imatrix writes it: sorted by name, `.in_sum2` [in] and `.counts` [1], of a stack [matrices, in] and [matrices, 1]."""
+        """As llama-imatrix writes it: sorted by name, `.in_sum2` [in] and `.counts` [1]; of a stack a row for each matrix."""
         writer = gguf.GGUFWriter(None, arch="")
         writer.kv_data[0].pop("general.architecture", None)  # an importance matrix has no architecture
         writer.add_string("general.type", "imatrix")

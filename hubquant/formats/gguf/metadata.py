@@ -69,9 +69,6 @@ def general(
         "general.source.huggingface.repository": provenance.repo_id,
         "general.tags": list(provenance.tags),
         "general.languages": list(provenance.languages),
-        "general.file_type": mixture.file_type,
-        "general.quantization_version": QUANTIZATION_VERSION,
-        "hubquant.version": __version__,
         "hubquant.source_sha": provenance.revision,
     }
     if provenance.repo_id:
@@ -79,9 +76,20 @@ def general(
         values["general.base_model.0.name"] = provenance.name
         values["general.base_model.0.organization"] = organization or ""
         values["general.base_model.0.repo_url"] = url
+    values |= quantization(mixture, imatrix, entries)
+    return {key: value for key, value in values.items() if value not in ("", [])}
+
+
+def quantization(mixture: Mixture, imatrix: ImatrixInfo | None, entries: int) -> dict[str, Value]:
+    """How a file was quantized. `entries`: matrices of which the importance is known."""
+    values: dict[str, Value] = {
+        "general.file_type": mixture.file_type,
+        "general.quantization_version": QUANTIZATION_VERSION,
+        "hubquant.version": __version__,
+    }
     if imatrix is not None:
         values["quantize.imatrix.file"] = imatrix.file
         values["quantize.imatrix.dataset"] = imatrix.dataset
         values["quantize.imatrix.entries_count"] = entries
         values["quantize.imatrix.chunks_count"] = imatrix.chunks
-    return {key: value for key, value in values.items() if value not in ("", [])}
+    return values

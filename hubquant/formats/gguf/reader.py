@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import family_of_file
-from hubquant.formats.gguf.families.family import Slot, whole_number
+from hubquant.formats.gguf.families.family import Slot, matrices, whole_number
 from hubquant.formats.gguf.header import GgufHeader
 
 
@@ -20,7 +20,7 @@ class GgufSource:
         if not isinstance(architecture, str):
             raise BadModel(f"{path.name} does not say which architecture it is of (general.architecture)")
         prefix = f"{architecture}."
-        self.family = family_of_file(architecture, f"{prefix}expert_count" in self.header.values)
+        self.family = family_of_file(architecture, self.header.tensors)
         self._parameters = {k.removeprefix(prefix): v for k, v in self.header.values.items() if k.startswith(prefix)}
         n_layer = whole_number(self._parameters, "block_count")
         stored = {name: tensor.shape for name, tensor in self.header.tensors.items()}
@@ -36,6 +36,11 @@ class GgufSource:
     def names(self) -> list[str]:
         """Hugging Face names; a tied lm_head is not among them."""
         return list(self._shapes)
+
+    def matrices(self, name: str) -> list[tuple[str, range, int]]:
+        """What of the file multiplies the tensor's input: GGUF names, which matrices of a stack, and how many that has."""
+        shapes = {stored: tensor.shape for stored, tensor in self.header.tensors.items()}
+        return matrices(self._slots_of(name), shapes)
 
     def type_of(self, name: str) -> str:
         """The ggml type that the tensor is stored in; of its first part if it has several."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from hubquant.artifact import TensorRecord
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import family_of_model
-from hubquant.formats.gguf.families.family import Slot, whole_number
+from hubquant.formats.gguf.families.family import Slot, matrices, whole_number
 from hubquant.formats.gguf.file import GgufFile, TensorPlan
 from hubquant.formats.gguf.hyperparameters import completed
 from hubquant.formats.gguf.imatrix import ImatrixInfo
@@ -85,13 +85,7 @@ class GgufWriter:
 
     def matrices(self, hf_name: str) -> list[tuple[str, range, int]]:
         """What of the file multiplies the tensor's input: GGUF names, which matrices of a stack, and how many that has."""
-        found = []
-        for slot in self._slots.get(hf_name, ()):
-            if slot.place.reads_input:
-                stacked = len(slot.shape) > 2
-                of = self._shapes[slot.gguf_name][0] if stacked else 1
-                found.append((slot.gguf_name, range(slot.start, slot.start + slot.shape[0]) if stacked else range(1), of))
-        return found
+        return matrices(self._slots.get(hf_name, ()), self._shapes)
 
     def type_of(self, hf_name: str) -> str | None:
         """The ggml type chosen for a tensor (its parts' types, if they differ, with + between), None if it is not stored."""

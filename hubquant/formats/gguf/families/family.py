@@ -1,6 +1,6 @@
 """What a model family is to GGUF: which tensors it has, how each is stored, and how it is read back."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,13 +84,13 @@ class Slot:
 
 @dataclass(frozen=True)
 class Family:
-    """`model_types` are values of config.json's model_type.
+    """`model_types` are values of config.json's model_type; of several rows for one, that for which `applies` to the config.
 
     `layer` and `optional`: names below `prefix`N. of the tensors that each layer must and may have ({expert} stands for every
-    number below the hyperparameter expert_count); `outside`: those beside
-    the layers; `head`: the output matrix, absent if tied, None where llama.cpp always ties it. `names`: GGUF names where
-    gguf's own map has none or another. `forms`: how tensors are stored that are not stored as they are. `hyperparameters`
-    raises BadModel where llama.cpp would compute something else. `extra`: tensors that only llama.cpp has, by GGUF name.
+    number below the hyperparameter expert_count); `outside`: those beside the layers; `head`: the output matrix, absent if
+    tied, None where llama.cpp always ties it. `names`: GGUF names where gguf's own map has none or another. `forms`: how
+    tensors are stored that are not stored as they are. `hyperparameters` raises BadModel where llama.cpp would compute
+    something else. `extra`: tensors that only llama.cpp has, by GGUF name.
     """
 
     architecture: str
@@ -104,10 +104,12 @@ class Family:
     names: Mapping[str, str] = field(default_factory=dict)
     forms: Mapping[str, Form] = field(default_factory=dict)
     extra: Callable[[Config], dict[str, Tensor]] = rope_factors
+    applies: Callable[[Config], bool] = lambda _config: True
 
-    @property
-    def has_experts(self) -> bool:
-        return any(EXPERT in name for name in (*self.layer, *self.optional))
+    def is_of(self, stored: Collection[str]) -> bool:
+        """Whether a file with these tensors has all that a first layer must have."""
+        first = self.layout(1, {"expert_count": 1})
+        return all(name in stored for hf_name in first.needed for name in first.gguf_names(hf_name))
 
     def layout(self, n_layer: int, parameters: Parameters) -> "Layout":
         return Layout(self, n_layer, parameters)
@@ -122,7 +124,7 @@ class Layout:
         map_ = gguf.get_tensor_name_map(arch, n_layer)
         self._places: dict[str, tuple[tuple[str, Place], ...]] = {}
         self._form: dict[str, Form] = {}
-        self._needed: list[str] = []
+        self.needed: list[str] = []
 
         def learn(prefix: str, gguf_prefix: str, name: str, needed: bool) -> None:
             form, own = family.forms.get(name, AS_IT_IS), family.names.get(name)
@@ -133,7 +135,7 @@ class Layout:
                     (gguf_prefix + (p.name or own) if p.name or own else _mapped(map_, hf_name), p) for p in places
                 )
                 self._form[hf_name] = form
-                self._needed += [hf_name] * needed
+                self.needed += [hf_name] * needed
 
         for name in (*family.outside, *([family.head] if family.head else [])):
             learn("", "", name, name in family.outside)
@@ -163,7 +165,7 @@ class Layout:
     def check_complete(self, hf_names: Iterable[str]) -> None:
         """Raises BadModel naming the first tensor that llama.cpp needs and the model lacks."""
         present = set(hf_names)
-        for name in self._needed:
+        for name in self.needed:
             if name not in present:
                 raise BadModel(f"the model has no tensor {name}; is the checkpoint complete?")
 
@@ -218,6 +220,17 @@ def _mapped(map_: Any, hf_name: str) -> str:
     found: str | None = map_.get_name(stem if kind in ("weight", "bias") else hf_name)
     assert found is not None, f"gguf's map has no name for {hf_name}; name it in the family's `names`"
     return f"{found}.{kind if kind == 'bias' else 'weight'}"
+
+
+def matrices(slots: Iterable[Slot], stored: Mapping[str, Shape]) -> list[tuple[str, range, int]]:
+    """What of the file multiplies the input of a tensor in these slots: GGUF names, which matrices of a stack, how many it has."""
+    found = []
+    for slot in slots:
+        if slot.place.reads_input:
+            stacked = len(slot.shape) > 2
+            of = stored[slot.gguf_name][0] if stacked else 1
+            found.append((slot.gguf_name, range(slot.start, slot.start + slot.shape[0]) if stacked else range(1), of))
+    return found
 
 
 def whole_number(parameters: Parameters, key: str) -> int:

@@ -1,0 +1,125 @@
+"""Who writes what a recipe asks for: one ArtifactWriter per variant that the base can have, and the reasons for the others."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hubquant.artifact import Base
+from hubquant.calibrate.source import text_name
+from hubquant.errors import BadModel
+from hubquant.formats.gguf.artifact import GgufArtifactWriter
+from hubquant.formats.gguf.converter import FOLDER, convert, converter
+from hubquant.formats.gguf.imatrix import Imatrix
+from hubquant.formats.gguf.metadata import Provenance, general
+from hubquant.formats.gguf.mixtures import mixture
+from hubquant.formats.gguf.reader import GgufSource
+from hubquant.formats.gguf.skeleton import Matrices, Skeleton, SkeletonWriter
+from hubquant.formats.packed import PackedWriter
+from hubquant.formats.writer import ArtifactWriter
+from hubquant.model.decoder import Decoder
+from hubquant.recipe import Recipe, Variant, variant
+
+CONVERTED = "converted.gguf.part"
+
+
+def writers_of_folder(
+    decoder: Decoder, model: Path, out: Path, recipe: Recipe, base: Base, quantized_by: str
+) -> tuple[list[ArtifactWriter], list[str]]:
+    """For a Hugging Face folder. Raises BadModel if no variant can be made."""
+    shapes = decoder.shapes()
+    linears = {n for n, shape in shapes.items() if len(shape) == 2 and n not in decoder.outside()}
+    imatrix = _new_imatrix(recipe)
+    provenance = Provenance(
+        name=base.repo_id.rpartition("/")[2],
+        repo_id=base.repo_id if base.revision else "",
+        revision=base.revision,
+        license=base.license,
+        quantized_by=quantized_by,
+    )
+    converted: list[Skeleton] = []  # made at the first need, shared by all
+
+    def make(wanted: Variant) -> ArtifactWriter:
+        folder = out / wanted.folder
+        if wanted.format != "gguf":
+            return PackedWriter(
+                wanted,
+                folder,
+                model,
+                shapes,
+                linears,
+                routers=decoder.routers(),
+                float32=decoder.buffers,
+                transposed=decoder.transposed,
+                stored=decoder.names.stored,
+            )
+        try:
+            return GgufArtifactWriter(wanted, folder, model, shapes, provenance, imatrix, recipe.max_file_bytes)
+        except BadModel as error:
+            script = converter()
+            if script is None:
+                raise BadModel(f"{error}; with {FOLDER} set to llama.cpp's source its converter is asked") from None
+        if not converted:
+            converted.append(Skeleton(convert(model, out / wanted.folder / CONVERTED, script)))
+        skeleton = converted[0]
+        covered = {name for linear in linears for name, _, _ in skeleton.mapped(linear)}
+        named = general(provenance, mixture(wanted.mixture), None, skeleton.n_parameters, 0)
+        return SkeletonWriter(
+            wanted,
+            folder,
+            provenance.name,
+            skeleton,
+            imatrix,
+            matrices=skeleton.mapped,
+            covered=covered,
+            replaced=named,
+            max_bytes=recipe.max_file_bytes,
+        )
+
+    return _made(recipe, make)
+
+
+def writers_of_gguf(
+    model: Path, weights: GgufSource | None, out: Path, recipe: Recipe, base: Base, given: Imatrix | None
+) -> tuple[list[ArtifactWriter], list[str]]:
+    """For a GGUF file. `weights`: if the pass will run over it; `given`: an importance matrix to use in place of the pass's own.
+
+    Raises BadModel if no variant can be made.
+    """
+    skeleton = Skeleton(model)
+    imatrix = given if given is not None or weights is None else _new_imatrix(recipe)
+    matrices: Matrices | None = None
+    covered = None
+    if given is None and weights is not None:
+        matrices = weights.matrices
+        covered = {name for hf_name in weights.names() for name, _, _ in weights.matrices(hf_name) if name.startswith("blk.")}
+
+    def make(wanted: Variant) -> ArtifactWriter:
+        if wanted.format != "gguf":
+            raise BadModel("a GGUF file makes GGUF variants only; name the model's folder or its repo for this one")
+        folder, limit = out / wanted.folder, recipe.max_file_bytes
+        return SkeletonWriter(wanted, folder, base.repo_id, skeleton, imatrix, matrices=matrices, covered=covered, max_bytes=limit)
+
+    return _made(recipe, make)
+
+
+def discard_converted(out: Path) -> None:
+    """Remove what llama.cpp's converter made on the way."""
+    for leftover in out.glob(f"*/{CONVERTED}"):
+        leftover.unlink()
+
+
+def _new_imatrix(recipe: Recipe) -> Imatrix:
+    calibration = recipe.calibration
+    return Imatrix(text_name(calibration.source), calibration.windows, calibration.window)
+
+
+def _made(recipe: Recipe, make: Callable[[Variant], ArtifactWriter]) -> tuple[list[ArtifactWriter], list[str]]:
+    writers: list[ArtifactWriter] = []
+    notes: list[str] = []
+    for name in recipe.variants:
+        try:
+            writers.append(make(variant(name)))
+        except BadModel as error:
+            notes.append(f"{name} not made: {error}")
+    if not writers:
+        raise BadModel("; ".join(notes) or "the recipe names no variant")
+    return writers, notes
