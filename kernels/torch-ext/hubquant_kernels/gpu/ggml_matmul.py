@@ -37,17 +37,21 @@ def _product(
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.program_id(1) * M + tl.arange(0, M)
-    first = tl.where(row < n_out, row, 0).to(tl.int64)
+    per_row = n_in // BLOCK
+    first = (tl.program_id(0) * ROWS).to(tl.int64)
     if EXPERTS:
         first += tl.load(experts + tl.program_id(1)).to(tl.int64) * n_out
-    per_row = n_in // BLOCK
+    data += first * per_row * SIZE
+    words += first * per_row * (SIZE // UNIT)
+    halves += first * per_row * (SIZE // 2)
+    within = tl.minimum(tl.arange(0, ROWS), n_out - 1 - tl.program_id(0) * ROWS)
     source = (tl.where(i < n_x, i, 0) // x_step).to(tl.int64) * n_in
     part = tl.arange(0, CHUNK // BLOCK)
     column = tl.arange(0, CHUNK)
     total = tl.zeros([M, ROWS, CHUNK], tl.float32)
     for start in range(0, n_in, CHUNK):
         place = tl.minimum(start // BLOCK + part, per_row - 1)
-        block = tl.reshape(first[:, None] * per_row + place[None, :], [ROWS * CHUNK // BLOCK])
+        block = tl.reshape(within[:, None] * per_row + place[None, :], [ROWS * CHUNK // BLOCK])
         weight = tl.reshape(decode(data, words, halves, block, TYPE, BLOCK, SIZE, UNIT), [1, ROWS, CHUNK])
         k = start + column
         some = tl.load(x + source[:, None] + k[None, :], mask=(k < n_in)[None, :], other=0.0).to(tl.float32)
