@@ -1,5 +1,7 @@
 """GPT-2 and what came from it: GPT-NeoX, Falcon, StarCoder 2. LayerNorms, biases, no gate, fused queries, keys and values."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from hubquant.errors import BadModel
@@ -49,12 +51,12 @@ def _gptneox(config: Config) -> dict[str, Value]:
     check_activation(config, "gptneox", _GELU)
     require(config, "attention_bias", True, True, because="llama.cpp's gptneox needs the biases")
     require(config, "tie_word_embeddings", False, False, because="llama.cpp's gptneox needs an output matrix of its own")
-    parallel = config.get("use_parallel_residual", True)
+    heads = positive(config, "num_attention_heads")
     return {
         **sizes(config),
-        **attention(config),
+        **attention({**config, "num_key_value_heads": heads}),  # nothing is shared in this family, whatever the key says
         "attention.layer_norm_epsilon": number(config, "layer_norm_eps", 1e-5),
-        "use_parallel_residual": bool(parallel),
+        "use_parallel_residual": bool(config.get("use_parallel_residual", True)),
         **rope(config, _SCALED, partial=True),
     }
 
@@ -96,6 +98,10 @@ def _starcoder2(config: Config) -> dict[str, Value]:
     }
 
 
+def _has_two_norms(config: Config) -> bool:
+    return bool(config.get("new_decoder_architecture")) and config.get("num_ln_in_parallel_attn") in (None, 2)
+
+
 def _by_head(tensor: Tensor, parameters: Parameters) -> Tensor:
     """GPT-NeoX keeps query, key and value of each head together; llama.cpp wants all queries first."""
     heads = whole_number(parameters, "attention.head_count")
@@ -120,6 +126,11 @@ def _of_groups(part: slice) -> View:
 _FUSED = Form((Place(_by_head),))
 _GROUPED = Form(tuple(Place(_of_groups(part), index=i) for i, part in enumerate((slice(-2), slice(-2, -1), slice(-1, None)))))
 
+_FALCON_MATRICES = (
+    "self_attention.query_key_value.weight", "self_attention.dense.weight",
+    "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight",
+)  # fmt: skip
+
 # The layers' matrices are [out, in] here, whatever a checkpoint holds (model/conv1d.py)
 GPT2 = Family(
     "gpt2",
@@ -139,7 +150,6 @@ GPTNEOX = Family(
         "post_attention_layernorm", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h",
     ),
     outside=("gpt_neox.embed_in.weight", *_both("gpt_neox.final_layer_norm")),
-    head="embed_out.weight",
     prefix="gpt_neox.layers.",
     forms={f"attention.query_key_value.{kind}": _FUSED for kind in ("weight", "bias")},
 )  # fmt: skip
@@ -147,15 +157,14 @@ FALCON = Family(
     "falcon",
     ("falcon",),
     _falcon,
-    layer=(
-        "self_attention.query_key_value.weight", "self_attention.dense.weight",
-        "mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight",
-    ),
-    optional=_both("input_layernorm", "ln_mlp", "ln_attn"),  # one norm for both halves of a block, or one for each
+    layer=(*_both("input_layernorm"), *_FALCON_MATRICES),
     outside=("transformer.word_embeddings.weight", *_both("transformer.ln_f")),
     prefix="transformer.h.",
     forms={"self_attention.query_key_value.weight": _GROUPED},
-)  # fmt: skip
+    applies=lambda config: not _has_two_norms(config),
+)
+# 40B and 180B: a norm for each half of a block
+FALCON_TWO_NORMS = replace(FALCON, layer=(*_both("ln_mlp", "ln_attn"), *_FALCON_MATRICES), applies=_has_two_norms)
 STARCODER2 = Family(
     "starcoder2",
     ("starcoder2",),
