@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hubquant.formats.gguf.reader import GgufSource
+from hubquant.model.conv1d import make_linears
+from hubquant.model.experts import take_apart
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python; run make test-gguf")
 
@@ -47,8 +49,12 @@ def decoded(folder: Path, path: Path) -> PreTrainedModel:
     """transformers' model of a checkpoint folder with the weights of a published file, in float32."""
     source = GgufSource(path)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    missing = model.load_state_dict({name: source.tensor(name) for name in source.names()}, strict=False).missing_keys
+    make_linears(model)
+    take_apart(model)
+    weights = {name: source.tensor(name) for name in source.names()}
+    missing = model.load_state_dict(weights, strict=False, assign=True).missing_keys
     assert not set(missing) - set(model.all_tied_weights_keys)
+    model.tie_weights()
     return model
 
 

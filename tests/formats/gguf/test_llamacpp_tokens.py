@@ -9,8 +9,8 @@ import gguf
 import pytest
 from tokenizers import Tokenizer
 
+from hubquant.formats.gguf.file import add_value
 from hubquant.formats.gguf.tokenizer import tokenizer_values
-from hubquant.formats.gguf.writer import add_value
 from tests.formats.gguf.strings import STRINGS
 from tests.formats.gguf.tokenizerkinds import BYTE_LEVEL_KINDS, SENTENCEPIECE_KINDS, write_tokenizer
 
