@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
+from .dispatch import on_gpu
 
 
 @torch.library.custom_op(add_op_namespace_prefix("accumulate_hessian"), mutates_args=("hessian",))
 def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
-    """hessian [in, in] float32 += xᵀ x for x [tokens, in] of any float dtype.
+    """hessian [in, in] float32, symmetric, += xᵀ x for x [tokens, in] of any float dtype.
 
     Products and sums are float32: TF32 would lose the small eigenvalues that GPTQ's inverse is made of.
     """
@@ -25,3 +26,6 @@ def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
 @accumulate_hessian.register_fake
 def _(hessian: Tensor, x: Tensor) -> None:
     torch._check(hessian.shape[0] == x.shape[-1])
+
+
+on_gpu(accumulate_hessian, "hessian")
