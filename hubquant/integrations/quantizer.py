@@ -6,7 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from hubquant_kernels.layers import AwqGemvFastLinear, AwqGemvLinear, AwqLinear, GptqCarryLinear, GptqLinear
+from hubquant_kernels.layers import AwqGemvFastLinear, AwqGemvLinear, AwqLinear, GptqCarryLinear, GptqLinear, Int4Linear
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -91,6 +91,11 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
                 raise BadModel(f"the tensors of {name} must be on one device; device_map puts {where}")
             if not layer.scales.is_meta:  # meta: accelerate left it on disk
                 self.format.check(name, tensors, self._settings(name))
+            if isinstance(layer, Int4Linear):
+                layer.prepare()
+        if len({t.device.type for t in (*model.parameters(), *model.buffers())}) == 1:  # else accelerate moves buffers about
+            for layer in (m for m in model.modules() if isinstance(m, Int4Linear)):
+                layer.prepare()
 
     def _settings(self, name: str) -> dict[str, Any]:
         settings: dict[str, Any] = self.quantization_config.of_linear(name)
