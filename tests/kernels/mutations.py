@@ -214,9 +214,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gpu/ggml_best_symmetric.py",
-        "difference * difference * curvature",
-        "difference * difference",
-        "test_ggml_quantize.py::test_error_is_the_definitions[importance-Q6_K]",
+        "better = fit * lx > gain",
+        "better = lx > gain",
+        "test_ggml_quantize.py::test_error_is_the_definitions[plain-Q4_0]",
     ),
     Mutation(
         "gpu/legacy.py",
