@@ -91,8 +91,6 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
                 raise BadModel(f"the tensors of {name} must be on one device; device_map puts {where}")
             if not layer.scales.is_meta:  # meta: accelerate left it on disk
                 self.format.check(name, tensors, self._settings(name))
-            if isinstance(layer, Int4Linear):
-                layer.prepare()
         if len({t.device.type for t in (*model.parameters(), *model.buffers())}) == 1:  # else accelerate moves buffers about
             for layer in (m for m in model.modules() if isinstance(m, Int4Linear)):
                 layer.prepare()
