@@ -4,7 +4,7 @@ Importing hubquant imports neither torch nor transformers; once transformers is 
 and GGUF repos with hubquant's kernels (see hubquant.integrations.transformers; `hubquant.restore()` undoes it).
 """
 
-from hubquant.integrations.hook import after_import
+from hubquant.hook import after_import
 
 __version__ = "0.1.0"
 

@@ -30,12 +30,4 @@ def dispatch(target: Any, adapter_name: str, config: Any, **options: Any) -> Any
         return PackedLora(target, adapter_name, config=config, **options)
 
 
-def install() -> None:
-    lora.dispatch_gptq = dispatch
-
-
-def restore() -> None:
-    lora.dispatch_gptq = _stock
-
-
-install()
+lora.dispatch_gptq = dispatch

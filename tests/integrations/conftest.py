@@ -17,6 +17,7 @@ from hubquant import pipeline
 from hubquant.calibrate.source import with_texts
 from hubquant.formats.packed import PackedSource
 from hubquant.hub.snapshot import fingerprint_folder
+from hubquant.integrations.quantizer import PACKED_LINEARS
 from hubquant.integrations.transformers import GptqLoader, install, restore
 from hubquant.progress import silent
 from hubquant.recipe import Calibration, Recipe
@@ -88,3 +89,16 @@ def dense(folder: Path, dtype: torch.dtype) -> nn.Module:
     assert not unexpected
     model.tie_weights()
     return model
+
+
+def unpack(model: nn.Module) -> None:
+    """Put plain linears with the decoded weights in the packed ones' places: the unit matrix times each of them."""
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, PACKED_LINEARS)]:
+        with torch.no_grad():
+            weight = layer(torch.eye(layer.in_features)).T
+        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        if layer.bias is not None:
+            weight = weight - layer.bias.float()[:, None]
+            linear.bias.data = layer.bias.float()
+        linear.weight.data = weight.contiguous()
+        model.set_submodule(name, linear)

@@ -12,6 +12,8 @@ from transformers import AutoModel, AutoModelForCausalLM
 from hubquant.formats import gptq
 from hubquant.integrations.quantizer import PACKED_LINEARS
 
+from .conftest import unpack
+
 FOREIGN = Path(__file__).parent / "foreign"
 FOLDERS = sorted(f.name for f in FOREIGN.iterdir() if (f / "expected.safetensors").exists())
 LINEARS = {  # what a folder holds beside seven packed linears of the usual kind
@@ -35,18 +37,6 @@ def load(name: str) -> nn.Module:
     return loaded
 
 
-def dense(model: nn.Module) -> None:
-    """Put plain linears with the decoded weights in the packed ones' places: the unit matrix times each of them."""
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, PACKED_LINEARS)]:
-        weight = layer(torch.eye(layer.in_features)).T
-        linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
-        if layer.bias is not None:
-            weight = weight - layer.bias.float()[:, None]
-            linear.bias.data = layer.bias.float()
-        linear.weight.data = weight.contiguous()
-        model.set_submodule(name, linear)
-
-
 @torch.no_grad()
 def logits(model: nn.Module, tokens: Tensor) -> Tensor:
     result: Tensor = model(tokens).logits.float()
@@ -62,7 +52,7 @@ def check(name: str) -> float:
     tokens = expected["tokens"]
     model = load(name)
     found = logits(model, tokens)
-    dense(model)
+    unpack(model)
     for parameter in model.parameters():
         parameter.data = parameter.data.half()
     allowed = 4 * float((logits(model, tokens) - found).abs().max())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hubquant.integrations.hook import after_import
+from hubquant.hook import after_import
 
 SOURCE = "VALUE = 1\n\ndef answer():\n    return 42\n"
 
