@@ -1,0 +1,85 @@
+"""GGUF files as bases, through the whole line: what they say of themselves, calibration, requantizing, measuring."""
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from hubquant.artifact import Report
+from hubquant.base import describe_gguf, open_base
+from hubquant.cli import app
+from hubquant.errors import BadModel
+from hubquant.formats.gguf.header import GgufHeader
+
+FEW = ("--windows", "2", "--max-tokens", "1024")
+
+
+def run(*arguments: str) -> Report:
+    result = CliRunner().invoke(app, ["quantize", *arguments, "--json"], catch_exceptions=False)
+    return Report.model_validate_json(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def from_folder(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model as BF16 and as Q4_K_M, from its folder."""
+    out = tmp_path_factory.mktemp("base") / "out"
+    run(str(bundled), "-o", str(out), "-v", "gguf-bf16", "-v", "gguf-q4_k_m", *FEW)
+    return out / "gguf"
+
+
+def test_what_a_file_says_of_itself(from_folder: Path) -> None:
+    base = describe_gguf(from_folder / "model-BF16.gguf")
+    assert (base.repo_id, base.architecture, base.parameters) == ("model", "llama", 3_672_320)
+    with pytest.raises(BadModel, match="already Q6_K"):
+        describe_gguf(from_folder / "model-Q4_K_M.gguf")
+
+
+def test_the_same_importance_makes_the_same_bytes_as_the_folder(from_folder: Path, tmp_path: Path) -> None:
+    given = ("--imatrix", str(from_folder / "imatrix.gguf"), "--max-tokens", "1024")
+    report = run(str(from_folder / "model-BF16.gguf"), "-o", str(tmp_path / "out"), "-v", "gguf-q4_k_m", *given)
+    assert report.calibration_tokens == 0
+    ours, theirs = (GgufHeader.read(f) for f in (tmp_path / "out/gguf/model-Q4_K_M.gguf", from_folder / "model-Q4_K_M.gguf"))
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name in ours.tensors:
+        assert ours.tensors[name].kind == theirs.tensors[name].kind
+        assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
+    assert report.evaluations[0].mean_kl < 0.02
+
+
+def test_without_one_it_is_calibrated(from_folder: Path, tmp_path: Path) -> None:
+    """The weights are the same, and so is the forward: the importance matrix is the folder's."""
+    report = run(str(from_folder / "model-BF16.gguf"), "-o", str(tmp_path / "out"), "-v", "gguf-q3_k_m", "-v", "awq-int4-g128", *FEW)
+    assert [a.variant for a in report.artifacts] == ["gguf-q3_k_m"]
+    assert any("awq-int4-g128 not made: a GGUF file makes GGUF variants only" in note for note in report.notes)
+    ours, theirs = (GgufHeader.read(folder / "imatrix.gguf") for folder in (tmp_path / "out/gguf", from_folder))
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name in ours.tensors:
+        assert torch.equal(ours.tensor(name), theirs.tensor(name)), name
+
+
+def test_a_file_that_transformers_cannot_run_is_encoded_and_not_measured(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    writer = gguf.GGUFWriter(path, "arctic")
+    writer.add_uint32("arctic.block_count", 1)
+    writer.add_uint32("arctic.attention.head_count", 4)
+    writer.add_tensor("blk.0.attn_q.weight", np.random.default_rng(0).standard_normal((8, 256), dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(BadModel, match="GGUF architecture 'arctic' cannot be read"):
+        open_base(path)
+    report = run(str(path), "-o", str(tmp_path / "out"), "-v", "gguf-q4_k_s")
+    assert report.evaluations == ()
+    assert not report.passed("gguf-q4_k_s")
+    assert [note for note in report.notes if "without calibration and not measured" in note]
+    assert GgufHeader.read(tmp_path / "out/gguf/odd-Q4_K_S.gguf").tensors["blk.0.attn_q.weight"].kind.name == "Q4_K"
+
+
+def test_imatrix_goes_with_a_gguf_file(bundled: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["quantize", str(bundled), "-o", str(tmp_path / "out"), "--imatrix", "i.gguf"])
+    assert "goes with a GGUF file" in str(result.exception)
+    assert not (tmp_path / "out").exists()
