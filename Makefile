@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-kernels test-kill test-llamacpp test-gptqmodel fuzz lint format readme smollm2
+.PHONY: demo test test-ggml test-kernels test-kill test-llamacpp test-gptqmodel fuzz lint format readme smollm2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -43,6 +43,9 @@ $(VENV)-gptqmodel/.installed: pyproject.toml constraints.txt
 
 test-gptqmodel: $(VENV)-gptqmodel/.installed   ## our GPTQ and AWQ folders in gptqmodel, and one of its own in our loader
 	GPTQMODEL_CPU_WORKERS=2 $(VENV)-gptqmodel/bin/python -m pytest -q -m gptqmodel tests/formats/test_gptqmodel.py
+
+test-ggml: $(VENV)/.installed   ## every encoder compiled, and the types whose tables ggml builds for seconds
+	$(BIN)/python -m pytest -q -m slow tests/quantize/test_ggml.py kernels/tests/test_compiled.py
 
 test-kill: $(VENV)/.installed   ## the bot killed at twenty random moments
 	$(BIN)/python -m pytest -q -s -m slow tests/bot/test_kill.py

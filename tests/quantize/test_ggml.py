@@ -22,7 +22,7 @@ from hubquant.quantize.iquant import IQ_TYPES
 BLOCK_TYPES = [name for name, kind in GGML_TYPES.items() if kind.block_size > 1]
 OURS = [name for name in BLOCK_TYPES if name not in IQ_TYPES]
 # ggml computes the neighbours in the larger lattices at their first use, which takes seconds
-IQ_PARAMETERS = [pytest.param(t, marks=[] if t in ("IQ3_S", "IQ3_XXS", "IQ2_XXS") else pytest.mark.llamacpp) for t in IQ_TYPES]
+IQ_PARAMETERS = [pytest.param(t, marks=[] if t in ("IQ3_S", "IQ3_XXS", "IQ2_XXS") else pytest.mark.slow) for t in IQ_TYPES]
 BY_GGUF = ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", "MXFP4"]
 REAL = ["model.layers.0.mlp.down_proj.weight", "model.layers.2.self_attn.q_proj.weight"]
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .compiled_search import AFFINE_ERRORS, AFFINE_SUMS
 from .ggml_columns import Blocks, rounded16, rows
 from .ggml_columns import columns as as_columns
 from .ggml_search import keep
@@ -73,6 +74,7 @@ class AffineColumns:
     def __init__(self, x: Tensor, w: Tensor | None, kind: AffineKind) -> None:
         self.x, self.w, self.kind = x.flatten(0, 1), None if w is None else w.flatten(0, 1), kind
         self.codes, self.scratch, self.product, self.shifted = (torch.empty_like(self.x) for _ in range(4))
+        self.levels = torch.tensor(float(kind.levels), device=x.device)
         self.sum_w = torch.full_like(self.x[0], len(self.x)) if self.w is None else self.w.sum(0)
 
     def weighted(self, x: Tensor) -> Tensor:
@@ -91,8 +93,31 @@ class AffineColumns:
 
     def error(self, shifted: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         """Σw(shifted − scale·code)² of each column; the codes are spent."""
-        difference = torch.addcmul(shifted, codes, scale, value=-1, out=codes)
+        difference = torch.sub(shifted, codes.mul_(scale), out=codes)
         return self.weighted(difference.square_()).sum(0)
+
+    def trial_sums(self, shifted: Tensor, iscales: Tensor) -> Tensor:
+        """Σwl, Σwl², Σwlx under each of the inverse scales [trials, columns]: [3, trials, columns]."""
+        arguments = self._arguments(shifted, iscales)
+        if kernel := AFFINE_SUMS.kernel(*arguments):
+            return kernel(*arguments)
+        with AFFINE_SUMS.instead(*arguments):
+            sums = iscales.new_empty(3, *iscales.shape)
+            for i, iscale in enumerate(iscales):
+                self.sums(self.round(shifted, iscale), shifted, sums[:, i])
+        return sums
+
+    def trial_errors(self, shifted: Tensor, scales: Tensor) -> Tensor:
+        """Σw(shifted − scale·code)² with the best codes under each of the scales [trials, columns]: [trials, columns]."""
+        arguments = self._arguments(shifted, scales, inverse(scales))
+        if kernel := AFFINE_ERRORS.kernel(*arguments):
+            return kernel(*arguments)
+        with AFFINE_ERRORS.instead(*arguments):
+            trials = zip(scales, arguments[2], strict=True)
+            return torch.stack([self.error(shifted, self.round(shifted, i), s) for s, i in trials])
+
+    def _arguments(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return (*tensors, self.levels) if self.w is None else (*tensors, self.levels, self.w)
 
     def rounded(self, scale: Tensor, minimum: Tensor) -> Tensor:
         """The codes nearest to x under x ≈ scale·code − minimum."""
@@ -115,13 +140,11 @@ def search(columns: AffineColumns) -> Tensor:
     low = torch.minimum(low, highest)
     best = torch.full((5, len(low)), torch.inf, device=low.device)
     trial = torch.empty_like(best)
-    sums = torch.empty(3, len(steps), len(low), device=low.device)
     for offset in OFFSETS:
         origin = torch.minimum(torch.lerp(low, high, offset / columns.kind.levels), highest)
         per_step = (high - origin).clamp_(min=TINY).reciprocal_()
         shifted = torch.sub(columns.x, origin, out=columns.shifted)
-        for i, step in enumerate(steps):
-            columns.sums(columns.round(shifted, step * per_step), shifted, sums[:, i])
+        sums = columns.trial_sums(shifted, torch.stack([step * per_step for step in steps]))
         weighted = columns.weighted(shifted)
         sum_x, sum_xx = weighted.sum(0), torch.mul(weighted, shifted, out=columns.product).sum(0)
         fits = _least_squares(columns.sum_w, sum_x, sum_xx, highest - origin, sums)
@@ -178,14 +201,13 @@ def improve_codes(columns: AffineColumns, fields: AffineFields) -> tuple[AffineF
     for up in (0, -1, 1):
         m = (fields.m + up).clamp_(0, columns.kind.top)
         shifted = torch.add(columns.x, (fields.dmin * m).view(-1), out=columns.shifted)
-        for step in (0, -1, 1):
-            sc = (fields.sc + step).clamp_(0, columns.kind.top)
-            scale = (fields.d * sc).view(-1)
-            codes = columns.round(shifted, inverse(scale))
-            torch.stack((columns.error(shifted, codes, scale), sc.view(-1), m.view(-1)), out=trial)
+        stepped = torch.stack([(fields.sc + step).clamp_(0, columns.kind.top) for step in (0, -1, 1)])
+        errors = columns.trial_errors(shifted, (fields.d * stepped).view(3, -1))
+        for error, sc in zip(errors, stepped, strict=True):
+            torch.stack((error, sc.view(-1), m.view(-1)), out=trial)
             keep(kept, trial, trial[0] < kept[0])
-    error, sc, m = kept.view(3, *shape)
-    return AffineFields(fields.d, fields.dmin, sc, m), error.sum(0)
+    best_error, sc, m = kept.view(3, *shape)
+    return AffineFields(fields.d, fields.dmin, sc, m), best_error.sum(0)
 
 
 def refit(columns: AffineColumns, fields: AffineFields) -> AffineFields:

@@ -10,12 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .compiled_search import CODEBOOK_ERRORS, CODEBOOK_SUMS, SYMMETRIC_ERRORS, SYMMETRIC_SUMS
 from .ggml_codebook import codebook, nearest_places, nearest_values
 from .ggml_columns import Blocks, rounded16, rows
 from .ggml_columns import columns as as_columns
 from .ggml_search import keep, signed_peak
 
 TINY = 1e-30
+# compiling pays for columns of up to so many weights; those of 256 take half a minute and gain nothing
+LARGEST = 32
 
 
 class SymmetricKind(NamedTuple):
@@ -46,6 +49,8 @@ def peaks(low: int, high: int, inside: float, beyond: float, count: int) -> tupl
 class SymmetricColumns:
     """The columns of some blocks, as [size, columns], and scratch space for them. `w` None means ones."""
 
+    compiled_sums, compiled_errors = SYMMETRIC_SUMS, SYMMETRIC_ERRORS
+
     def __init__(self, x: Tensor, w: Tensor | None, kind: SymmetricKind) -> None:
         self.x, self.w, self.kind = x.flatten(0, 1), None if w is None else w.flatten(0, 1), kind
         self.codes, self.scratch, self.product = (torch.empty_like(self.x) for _ in range(3))
@@ -67,8 +72,32 @@ class SymmetricColumns:
 
     def error(self, codes: Tensor, scale: Tensor) -> Tensor:
         """Σw(x − scale·code)² of each column; the codes are spent."""
-        squares = torch.addcmul(self.x, codes, scale, value=-1, out=codes).square_()
+        squares = torch.sub(self.x, codes.mul_(scale), out=codes).square_()
         return (squares if self.w is None else squares.mul_(self.w)).sum(0)
+
+    def trial_sums(self, iscales: Tensor) -> Tensor:
+        """Σwl² and Σwlx under each of the inverse scales [trials, columns]: [trials, 2, columns]."""
+        arguments = self._arguments(self.x, self.weighted_x, iscales)
+        if len(self.x) <= LARGEST and (kernel := self.compiled_sums.kernel(*arguments)):
+            return kernel(*arguments)
+        with self.compiled_sums.instead(*arguments):
+            sums = iscales.new_empty(len(iscales), 2, iscales.shape[1])
+            for iscale, out in zip(iscales, sums, strict=True):
+                self.sums(self.round(iscale), out)
+        return sums
+
+    def trial_errors(self, scales: Tensor) -> Tensor:
+        """Σw(x − scale·code)² with the best codes under each of the scales [trials, columns]: [trials, columns]."""
+        arguments = self._arguments(self.x, scales, inverse(scales))
+        if kernel := self.compiled_errors.kernel(*arguments):
+            return kernel(*arguments)
+        with self.compiled_errors.instead(*arguments):
+            return torch.stack([self.error(self.round(i), s) for s, i in zip(scales, arguments[2], strict=True)])
+
+    def _arguments(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ends = torch.tensor([self.kind.low, self.kind.high], dtype=torch.float32, device=self.x.device).unbind()
+        tensors = tensors if self.kind.codebook else (*tensors, *ends)
+        return tensors if self.w is None else (*tensors, self.w)
 
     def held(self, codes: Tensor) -> Tensor:
         """The codes that bytes [size, columns] stand for."""
@@ -81,6 +110,8 @@ class SymmetricColumns:
 
 class CodebookColumns(SymmetricColumns):
     """The same for codes that are the values of ggml_codebook; their bytes are places in it."""
+
+    compiled_sums, compiled_errors = CODEBOOK_SUMS, CODEBOOK_ERRORS
 
     def round(self, iscale: Tensor) -> Tensor:
         return self.codes.copy_(nearest_values(torch.mul(self.x, iscale, out=self.codes)))
@@ -100,10 +131,7 @@ def inverse(x: Tensor) -> Tensor:
 def search(columns: SymmetricColumns) -> tuple[Tensor, Tensor]:
     """The scale with the best least-squares fit of each column over the trials, and Σwl² under it."""
     peak = inverse(signed_peak(columns.x))
-    sums = torch.empty(len(columns.kind.peaks), 2, len(peak), device=peak.device)
-    for code, out in zip(columns.kind.peaks, sums, strict=True):
-        columns.sums(columns.round(code * peak), out)
-    sum_l2, sum_lx = sums.unbind(1)
+    sum_l2, sum_lx = columns.trial_sums(torch.stack([code * peak for code in columns.kind.peaks])).unbind(1)
     scale = sum_lx / sum_l2.clamp(min=TINY)
     best = (scale * sum_lx).max(0).indices[None]
     return scale.gather(0, best).squeeze(0), sum_l2.gather(0, best).squeeze(0)
@@ -123,13 +151,12 @@ def improve_codes(columns: SymmetricColumns, d: Tensor, sc: Tensor) -> tuple[Ten
     """For each sub-block the best of sc, sc ± 1, sc ± 2 with new codes each; and the errors [n]."""
     kept = torch.full((2, sc.numel()), torch.inf, device=d.device)
     trial = torch.empty_like(kept)
-    for step in (0, -1, 1, -2, 2):
-        stepped = (sc + step).clamp_(columns.kind.sc_low, columns.kind.sc_high)
-        scale = (d * stepped).view(-1)
-        torch.stack((columns.error(columns.round(inverse(scale)), scale), stepped.view(-1)), out=trial)
+    stepped = torch.stack([(sc + step).clamp_(columns.kind.sc_low, columns.kind.sc_high) for step in (0, -1, 1, -2, 2)])
+    for error, tried in zip(columns.trial_errors((d * stepped).view(5, -1)), stepped, strict=True):
+        torch.stack((error, tried.view(-1)), out=trial)
         keep(kept, trial, trial[0] < kept[0])
-    error, best = kept.view(2, *sc.shape)
-    return best, error.sum(0)
+    best_error, best = kept.view(2, *sc.shape)
+    return best, best_error.sum(0)
 
 
 def refit(columns: SymmetricColumns, d: Tensor, sc: Tensor) -> Tensor:

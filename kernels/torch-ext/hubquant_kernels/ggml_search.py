@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .compiled_search import BEST_CODEBOOK_RATIO, BEST_RATIO, BY_MAGNITUDE, BY_SQUARE
 from .ggml_codebook import VALUES, nearest_values
 
 # below this ggml takes a group for all zero
@@ -140,17 +141,40 @@ def affine_search(x: Tensor, w: Tensor, levels: int, first: float, delta: float,
     kept = torch.stack((low, divided(1.0, iscale), low, iscale, low))  # rows error, scale, minimum, inverse scale, origin
     torch.sub(x, low, out=codes).mul_(iscale).round_().clamp_(0, levels)
     problem.error(codes, kept[1], low, absolute, out=kept[0])
-    trial = torch.empty_like(kept)
+    ladder = _ladder(levels, first, delta, range(steps + 1))
+    compiled = BY_MAGNITUDE if absolute else BY_SQUARE
+    arguments = (
+        x.flatten(0, 1),
+        w.flatten(0, 1),
+        torch.stack((problem.sum_w, problem.rows[2])),
+        kept,
+        iscale,
+        torch.tensor(float(levels)),
+    )
+    step = compiled.kernel(*arguments)
+    if step is not None:
+        for numerator in ladder:
+            iscale = torch.div(torch.tensor(numerator), high - kept[2])
+            kept = step(*arguments[:3], kept, iscale, arguments[5])
+    else:
+        with compiled.instead(*arguments):
+            _affine_trials(problem, kept, high, ladder, levels, absolute)
+    _, scale, minimum, iscale, origin = kept
+    return AffineFit(scale.masked_fill(flat, 0.0), torch.where(flat, -low, -minimum), iscale.masked_fill(flat, 0.0), origin)
+
+
+def _affine_trials(
+    problem: _LeastSquares, kept: Tensor, high: Tensor, ladder: tuple[float, ...], levels: int, absolute: bool
+) -> None:
+    x, codes, trial = problem.x, torch.empty_like(problem.x), torch.empty_like(kept)
     error, scale, minimum, iscale, origin = trial
-    for numerator in _ladder(levels, first, delta, range(steps + 1)):
+    for numerator in ladder:
         origin.copy_(kept[2])
         torch.div(torch.tensor(numerator), high - origin, out=iscale)
         torch.sub(x, origin, out=codes).mul_(iscale).round_().clamp_(0, levels)
         valid = problem.fit(codes, out=trial[1:3])
         problem.error(codes, scale, minimum, absolute, out=error)
         keep(kept, trial, valid & (error < kept[0]))
-    _, scale, minimum, iscale, origin = kept
-    return AffineFit(scale.masked_fill(flat, 0.0), torch.where(flat, -low, -minimum), iscale.masked_fill(flat, 0.0), origin)
 
 
 def signed_peak(x: Tensor) -> Tensor:
@@ -169,25 +193,38 @@ def symmetric_search(x: Tensor, w: Tensor, levels: int) -> SymmetricFit:
 
     Tries the inverse scales −(levels + 0.1·i) / peak, i = 0, −9..9, and keeps the first with the highest (Σwxl)²/Σwl².
     """
-    sums, codes, wl = ColumnSum(x), torch.empty_like(x), torch.empty_like(x)
     peak = signed_peak(x.flatten(0, 1))
     zero = peak.abs() < GROUP_MAX_EPS
     peak = torch.where(zero, torch.ones_like(peak), peak)
-    wx = w * x
-    kept = torch.stack((torch.zeros_like(peak), torch.zeros_like(peak), divided(-levels, peak)))
+    ladder = _ladder(levels, 0.0, 0.1, range(-9, 10))
+    numerators = (ladder[9], *ladder[:9], *ladder[10:])
+    iscales = torch.stack([divided(-numerator, peak) for numerator in numerators])
+    ends = torch.tensor(-float(levels)), torch.tensor(levels - 1.0)
+    arguments = x.flatten(0, 1), w.flatten(0, 1), (w * x).flatten(0, 1), iscales, *ends
+    trials = BEST_RATIO.kernel(*arguments)
+    if trials is not None:
+        scale, iscale = trials(*arguments)
+    else:
+        with BEST_RATIO.instead(*arguments):
+            scale, iscale = _symmetric_trials(x, w, iscales, levels)
+    return SymmetricFit(scale.masked_fill(zero, 0.0), iscale.masked_fill(zero, 0.0))
+
+
+def _symmetric_trials(x: Tensor, w: Tensor, iscales: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    sums, codes, wl, wx = ColumnSum(x), torch.empty_like(x), torch.empty_like(x), w * x
+    kept = torch.stack((torch.zeros_like(iscales[0]), torch.zeros_like(iscales[0]), iscales[0]))
     trial = torch.empty_like(kept)
     best, scale, iscale = trial
-    ladder = _ladder(levels, 0.0, 0.1, range(-9, 10))
-    for numerator in (ladder[9], *ladder[:9], *ladder[10:]):
-        iscale.copy_(divided(-numerator, peak))
+    for i, inverse in enumerate(iscales):
+        iscale.copy_(inverse)
         torch.mul(x, iscale, out=codes).round_().clamp_(-levels, levels - 1)
         sum_lx = sums.of_product(wx, codes)
         sum_l2 = sums.of_product(torch.mul(w, codes, out=wl), codes)
         torch.div(sum_lx, sum_l2, out=scale)
         torch.mul(scale, sum_lx, out=best)
-        better = sum_lx.square() > kept[0] * sum_l2 if numerator != levels else torch.ones_like(zero)
-        keep(kept, trial, better & (sum_l2 > 0))
-    return SymmetricFit(kept[1].masked_fill(zero, 0.0), kept[2].masked_fill(zero, 0.0))
+        better = sum_l2 > 0
+        keep(kept, trial, better & (sum_lx.square() > kept[0] * sum_l2) if i else better)
+    return kept[1], kept[2]
 
 
 def codebook_search(x: Tensor, w: Tensor) -> Tensor:
@@ -196,23 +233,33 @@ def codebook_search(x: Tensor, w: Tensor) -> Tensor:
     Tries the scales that give the peak −first value, then first value − 7..7, and keeps the first with the highest
     (Σwxl)²/Σwl².
     """
-    sums, wl = ColumnSum(x), torch.empty_like(x)
     peak = signed_peak(x.flatten(0, 1))
     zero = peak.abs() < GROUP_MAX_EPS
     peak = torch.where(zero, torch.ones_like(peak), peak)
-    kept = torch.zeros(2, len(peak), device=x.device)
+    first = divided(1.0, peak.neg() / VALUES[0])
+    iscales = torch.stack([first, *(divided(numerator, peak) for numerator in range(VALUES[0] - 7, VALUES[0] + 8))])
+    arguments = x.flatten(0, 1), w.flatten(0, 1), iscales
+    trials = BEST_CODEBOOK_RATIO.kernel(*arguments)
+    if trials is not None:
+        return trials(*arguments).masked_fill(zero, 0.0)
+    with BEST_CODEBOOK_RATIO.instead(*arguments):
+        return _codebook_trials(x, w, iscales).masked_fill(zero, 0.0)
+
+
+def _codebook_trials(x: Tensor, w: Tensor, iscales: Tensor) -> Tensor:
+    sums, wl = ColumnSum(x), torch.empty_like(x)
+    kept = torch.zeros_like(iscales[:2])
     trial = torch.empty_like(kept)
     best, scale = trial
-    first = divided(1.0, peak.neg() / VALUES[0])
-    for numerator in (0, *range(VALUES[0] - 7, VALUES[0] + 8)):
-        codes = nearest_values(x * (divided(numerator, peak) if numerator else first))
+    for i, iscale in enumerate(iscales):
+        codes = nearest_values(x * iscale)
         torch.mul(w, codes, out=wl)
         sum_lx, sum_l2 = sums.of_product(wl, x), sums.of_product(wl, codes)
         torch.div(sum_lx, sum_l2, out=scale)
         torch.mul(scale, sum_lx, out=best)
-        better = sum_lx.square() > kept[0] * sum_l2 if numerator else torch.ones_like(zero)
-        keep(kept, trial, better & (sum_l2 > 0))
-    return kept[1].masked_fill(zero, 0.0)
+        better = sum_l2 > 0
+        keep(kept, trial, better & (sum_lx.square() > kept[0] * sum_l2) if i else better)
+    return kept[1]
 
 
 def positive_search(x: Tensor, w: Tensor, levels: int) -> tuple[Tensor, Tensor]:
