@@ -52,7 +52,7 @@ def test_a_search_gives_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     function = Compiled(lambda x: x + 1)
     monkeypatch.setattr(compiled, "compile_for", lambda f, arguments: f)
-    monkeypatch.setenv("HUBQUANT_COMPILE_AFTER", "0.01")
+    monkeypatch.setenv("HUBQUANT_COMPILE_AFTER", "0.0001")
     x = torch.zeros(4)
     assert function.kernel(x) is None
     with function.instead(x):
