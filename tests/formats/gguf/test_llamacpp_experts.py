@@ -28,7 +28,7 @@ from tests.formats.gguf.llamacpp import decoded, llama_cpp, load, logits, mean_k
 
 pytestmark = pytest.mark.llamacpp
 
-FAMILIES = ("mixtral", "qwen3moe", "deepseek2-yarn", "deepseek3-yarn", "gpt-oss-yarn")
+FAMILIES = ("mixtral", "qwen3moe", "deepseek2:yarn", "deepseek3:yarn", "gpt-oss:yarn")
 QUANTIZED = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q2_K", "IQ4_XS", "IQ2_XS", "MXFP4_MOE")
 WINDOW = 256
 
@@ -37,7 +37,7 @@ WINDOW = 256
 def made(request: pytest.FixtureRequest, random_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """(model folder, mixture → file) of a model with rows of whole blocks of 256."""
     model = random_model(request.param, wide=True)
-    out = tmp_path_factory.mktemp(request.param) / "out"
+    out = tmp_path_factory.mktemp("made") / "out"
     variants = tuple(f"gguf-{m.lower()}" for m in ("F16", *QUANTIZED))
     recipe = Recipe(variants=variants, calibration=Calibration(windows=8, window=WINDOW))
     report = pipeline.quantize(model, out, with_texts(recipe), fingerprint_folder(model), silent)
@@ -65,7 +65,7 @@ def test_f16_logits_are_those_of_transformers(made: Any, windows: list[list[int]
     kl = torch.tensor([mean_kl(p, q) for ours, theirs in pairs for p, q in zip(ours, theirs, strict=True)])
     # llama.cpp rounds the inputs of F16 matrices to F16; a token whose router is that near to a tie goes to another expert
     moved = kl > 1e-3
-    assert moved.float().mean() < 0.01 and kl[~moved].mean() < 1e-6
+    assert moved.float().mean() < 0.01 and kl[~moved].mean() < 1e-5
 
 
 @pytest.mark.parametrize("mixture", ["F16", *QUANTIZED])
