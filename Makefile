@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-ggml test-kernels test-kill test-llamacpp test-gptqmodel fuzz lint format readme smollm2
+.PHONY: demo test test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme smollm2
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +28,10 @@ $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt
 	$(VENV)-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,dev]' llama-cpp-python==0.3.36
 	touch $@
 
-test-llamacpp: $(VENV)-llamacpp/.installed   ## our GGUF files in llama.cpp itself
+# HUBQUANT_KEEP_FAMILIES=1 keeps what is found of each model family, for `make readme`
+test-gguf: $(VENV)-llamacpp/.installed   ## our GGUF files in llama.cpp itself
 	$(VENV)-llamacpp/bin/python -m pytest -q -m llamacpp
+	$(VENV)-llamacpp/bin/python -m pytest -q tests/formats/gguf/test_transformers.py
 
 # gptqmodel asks for newer torch and pillow than it needs: its own dependencies are named here and it is installed without them.
 # Its default of one worker on two cores is one too few to load a model. C++ extensions are compiled at the first use.

@@ -15,7 +15,7 @@ import pytest
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.mixtures import MIXTURES, Dimensions, is_quantized, tensor_types
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python; run make test-llamacpp")
+llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python; run make test-gguf")
 pytestmark = pytest.mark.llamacpp
 
 DENSE = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
