@@ -29,6 +29,7 @@ class _Block:
         for pattern, override in (block.get("dynamic") or {}).items():
             _check_override(pattern, override)
             if isinstance(override, Mapping):
+                _check(block | override)
                 self.check_format(block | override)
         self.bits, self.group_size = block["bits"], block["group_size"]
         self.desc_act, self.sym = bool(block.get("desc_act")), block.get("sym")

@@ -110,3 +110,11 @@ def test_the_backbone_loads_alone(name: str) -> None:
     tokens = torch.arange(2, 14)[None]
     with torch.no_grad():
         assert torch.equal(backbone(tokens).last_hidden_state, load(name).model(tokens).last_hidden_state)
+
+
+def test_auto_rounds_scales_are_signed() -> None:
+    """Its symmetric grids have their odd code on the side of the largest weight; and its config names no version."""
+    folder = FOREIGN / "auto-round-gptq"
+    scales = [t for n, t in load_file(folder / "model.safetensors").items() if n.endswith("scales")]
+    assert all(bool((t < 0).any()) for t in scales)
+    assert "checkpoint_format" not in json.loads((folder / "config.json").read_text())["quantization_config"]

@@ -18,7 +18,6 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.quantizers import auto
 
 import hubquant
-from hubquant.errors import BadModel
 from hubquant.formats.packed import PackedSource
 from hubquant.integrations.transformers import AwqLoader, GptqLoader, install
 
@@ -268,52 +267,3 @@ def test_shards(odd: Path, tmp_path: Path, tokens: Tensor) -> None:
     assert torch.equal(
         PackedSource(tmp_path / "sharded").tensor(f"{Q_PROJ}.weight"), PackedSource(whole).tensor(f"{Q_PROJ}.weight")
     )
-
-
-WORDS = torch.zeros(2, 2, dtype=torch.int32)
-NOTHING = {f"{Q_PROJ}.{suffix}": None for suffix in ("qweight", "qzeros", "scales", "g_idx")}
-
-
-@pytest.mark.parametrize(
-    ("method", "tensors", "settings", "message"),
-    [
-        ("gptq", {f"{Q_PROJ}.qweight": None}, {}, rf"tensor {Q_PROJ}\.qweight is missing"),
-        ("awq", {f"{Q_PROJ}.qweight": None}, {}, rf"tensor {Q_PROJ}\.qweight is missing"),
-        ("gptq", {f"{Q_PROJ}.qzeros": None}, {}, rf"tensor {Q_PROJ}\.qzeros is missing"),
-        ("gptq", {f"{Q_PROJ}.g_idx": None}, {}, rf"tensor {Q_PROJ}\.g_idx is missing"),
-        ("awq", {f"{Q_PROJ}.scales": None}, {}, rf"tensor {Q_PROJ}\.scales is missing"),
-        ("gptq", NOTHING, {}, rf"hold neither {Q_PROJ}\.qweight nor {Q_PROJ}\.weight; are they complete"),
-        ("awq", NOTHING, {}, rf"hold neither {Q_PROJ}\.qweight nor {Q_PROJ}\.weight; are they complete"),
-        ("gptq", {f"{Q_PROJ}.qweight": WORDS}, {}, rf"tensor {Q_PROJ}\.qweight has shape \[2, 2\]; its config asks for \[8, 64\]"),
-        ("awq", {f"{Q_PROJ}.qzeros": WORDS}, {}, rf"tensor {Q_PROJ}\.qzeros has shape \[2, 2\]; its config asks for \[1, 8\]"),
-        ("gptq", None, {"group_size": 32}, r"qzeros has shape \[1, \d+\]; its config asks for \[2, \d+\]"),
-        ("gptq", None, {"bits": 3}, r"qweight has shape \[8, \d+\]; its config asks for \[6, \d+\]"),
-        ("gptq", None, {"bits": 8}, r"qweight has shape \[8, \d+\]; its config asks for \[16, \d+\]"),
-        ("gptq", None, {"checkpoint_format": "marlin"}, "checkpoint_format is 'marlin'; known: gptq, gptq_v2"),
-        (
-            "awq",
-            None,
-            {"version": "llm-awq"},
-            "AWQ with 4 bits in layout 'llm-awq'; hubquant reads 4 bits in layouts gemm, gemv, gemv_fast",
-        ),
-        ("awq", None, {"bits": 8}, "AWQ with 8 bits in layout 'gemm'"),
-        ("awq", None, {"group_size": 48}, r"tensor model\.layers\.0\.\S+\.scales has 1 groups of 48; .* has 64 channels"),
-        ("gptq", {f"{Q_PROJ}.g_idx": torch.full((64,), 1).int()}, {}, rf"tensor {Q_PROJ}\.g_idx names groups 1 to 1; there are 1"),
-        ("gptq", {f"{Q_PROJ}.g_idx": torch.full((64,), -1).int()}, {}, rf"tensor {Q_PROJ}\.g_idx names groups -1 to -1"),
-        ("gptq", {"model.layers.7.mlp.up_proj.qweight": WORDS}, {}, r"hold model\.layers\.7\.mlp\.up_proj\.qweight, .* no module"),
-        ("gptq", {"model.norm.qweight": WORDS}, {}, r"hold model\.norm\.qweight, but module model\.norm is a LlamaRMSNorm"),
-    ],
-)
-def test_what_cannot_be_loaded_is_said_in_one_sentence(
-    spoil: Spoil, method: str, tensors: dict[str, Tensor | None] | None, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(BadModel, match=message) as raised:
-        load(spoil(method, tensors, **settings))
-    assert "\n" not in str(raised.value)
-
-
-def test_dense_files_that_claim_to_be_packed(odd: Path, spoil: Spoil) -> None:
-    folder = spoil("gptq")
-    shutil.copyfile(odd.parent / "base" / "model.safetensors", folder / "model.safetensors")
-    with pytest.raises(BadModel, match=r"its files hold no tensor named \*\.qweight"):
-        load(folder)
