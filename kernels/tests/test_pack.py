@@ -2,7 +2,16 @@
 
 import pytest
 import torch
-from hubquant_kernels.pack import AWQ_ORDER, BITS, from_awq_order, pack_words, to_awq_order, unpack_words
+from hubquant_kernels.pack import (
+    AWQ_ORDER,
+    BITS,
+    from_awq_order,
+    pack_words,
+    repack_words,
+    round_and_pack,
+    to_awq_order,
+    unpack_words,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -107,3 +116,41 @@ def test_operators_keep_torchs_rules(bits: int) -> None:
     torch.library.opcheck(pack_words, (codes, bits))
     torch.library.opcheck(pack_words, (codes.T.contiguous().T, bits))  # not contiguous
     torch.library.opcheck(unpack_words, (pack_words(codes, bits), bits))
+
+
+@pytest.mark.parametrize(("layout", "bits"), [("gptq", 2), ("gptq", 3), ("gptq", 4), ("gptq", 8), ("awq", 4)])
+def test_the_nearest_codes_are_packed(layout: str, bits: int) -> None:
+    """Weight by weight: Python's round, which also takes the even one of two."""
+    random = torch.Generator().manual_seed(bits)
+    weight = 0.25 * torch.randint(-(2 ** (bits + 1)), 2 ** (bits + 1), (32, 64), generator=random)
+    zeros = torch.randint(0, 2**bits, (32, 2), generator=random).to(torch.uint8)
+    qweight = round_and_pack(weight, torch.full((32, 2), 0.5).half(), zeros, bits, layout)
+    found = unpack_words(qweight.T.contiguous(), bits) if layout == "gptq" else from_awq_order(unpack_words(qweight, 4)).T
+    for n in range(32):
+        for k in range(64):
+            code = round(float(weight[n, k]) / 0.5) + int(zeros[n, k // 32])
+            assert found[n, k] == min(max(code, 0), 2**bits - 1)
+
+
+def test_words_of_one_layout_hold_the_codes_of_the_other() -> None:
+    codes = torch.randint(0, 16, (24, 16), generator=torch.Generator().manual_seed(1)).to(torch.uint8)  # [out, in]
+    gptq = pack_words(codes, 4).T.contiguous()
+    awq = pack_words(to_awq_order(codes.T.contiguous()), 4)
+    assert torch.equal(repack_words(gptq, "awq"), awq)
+    assert torch.equal(repack_words(awq, "gptq"), gptq)
+
+
+def test_layouts_that_are_not_there_are_refused() -> None:
+    weight, scales, zeros = torch.zeros(32, 32), torch.ones(32, 1), torch.zeros(32, 1).to(torch.uint8)
+    for layout, bits in (("awq", 3), ("marlin", 4), ("gptq", 5)):
+        with pytest.raises(ValueError, match=f"{bits} bits"):
+            round_and_pack(weight, scales, zeros, bits, layout)
+    with pytest.raises(ValueError, match="'marlin'"):
+        repack_words(torch.zeros(8, 8, dtype=torch.int32), "marlin")
+
+
+def test_rounding_and_repacking_keep_torchs_rules() -> None:
+    weight, scales, zeros = torch.randn(16, 32), torch.ones(16, 2).half(), torch.zeros(16, 2).to(torch.uint8)
+    for layout in ("gptq", "awq"):
+        torch.library.opcheck(round_and_pack, (weight, scales, zeros, 4, layout))
+        torch.library.opcheck(repack_words, (torch.zeros(8, 8, dtype=torch.int32), layout))

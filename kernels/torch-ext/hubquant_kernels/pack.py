@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ._ops import add_op_namespace_prefix
+from .dispatch import on_gpu
+from .grid import round_to_grid
 
 WORD = 32
 BITS = (2, 3, 4, 8)
@@ -63,6 +65,50 @@ def from_awq_order(codes: Tensor) -> Tensor:
     """The inverse of `to_awq_order`."""
     inverse = sorted(range(8), key=AWQ_ORDER.__getitem__)
     return codes.unflatten(-1, (-1, 8))[..., inverse].flatten(-2)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("round_and_pack"), mutates_args=())
+def round_and_pack(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int, layout: str) -> Tensor:
+    """qweight of the nearest points of a grid: clamp(round(w / scale) + zero, 0, 2^bits − 1), packed.
+
+    weight [out, in] float32; scales [out, n_groups]; zeros [out, n_groups] uint8, groups in order and of one size.
+    layout "gptq": [in·bits/32, out] int32; "awq", 4 bits: [in, out/8]. Raises ValueError for another layout or width.
+    """
+    _check_layout(layout, bits)
+    groups = weight.unflatten(1, (scales.shape[1], -1))
+    codes = round_to_grid(groups, scales.float()[..., None], zeros.float()[..., None], 2**bits - 1).flatten(1).to(torch.uint8)
+    return pack_words(codes, bits).T.contiguous() if layout == "gptq" else pack_words(to_awq_order(codes.T.contiguous()), bits)
+
+
+@round_and_pack.register_fake
+def _(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int, layout: str) -> Tensor:
+    n_out, n_in = weight.shape
+    shape = (n_in * bits // WORD, n_out) if layout == "gptq" else (n_in, n_out * bits // WORD)
+    return weight.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.custom_op(add_op_namespace_prefix("repack_words"), mutates_args=())
+def repack_words(qweight: Tensor, layout: str) -> Tensor:
+    """The same codes of 4 bits in the other layout: [in/8, out] → "awq" [in, out/8], or [in, out/8] → "gptq" [in/8, out]."""
+    _check_layout(layout, 4)
+    if layout == "awq":
+        return pack_words(to_awq_order(unpack_words(qweight.T.contiguous(), 4).T.contiguous()), 4)
+    return pack_words(from_awq_order(unpack_words(qweight, 4)).T.contiguous(), 4).T.contiguous()
+
+
+@repack_words.register_fake
+def _(qweight: Tensor, layout: str) -> Tensor:
+    rows, columns = qweight.shape
+    return qweight.new_empty((rows * 8, columns // 8) if layout == "awq" else (rows // 8, columns * 8))
+
+
+for _operator in (round_and_pack, repack_words):
+    on_gpu(_operator, "pack")
+
+
+def _check_layout(layout: str, bits: int) -> None:
+    if layout not in ("gptq", "awq") or (layout == "awq" and bits != 4):
+        raise ValueError(f"no layout {layout!r} of {bits} bits; known: gptq of {', '.join(map(str, BITS))} bits, awq of 4 bits")
 
 
 def _unit(bits: int) -> tuple[int, int]:
