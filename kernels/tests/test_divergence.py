@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hubquant_kernels.divergence import divergence
+from hubquant_kernels.divergence import divergence, divergence_of_heads
 from torch import Tensor
 
 UNIT = 2.0**-24
@@ -109,3 +109,14 @@ def test_a_token_that_only_the_other_rules_out_makes_the_divergence_infinite() -
 def test_operator_keeps_torchs_rules() -> None:
     torch.library.opcheck(divergence, (logits(3, 0), logits(3, 1), torch.tensor([1, 2, 3])))
     torch.library.opcheck(divergence, (logits(3, 0).half(), logits(3, 1).half(), torch.tensor([1, 2, 3])))
+
+
+def test_heads_give_what_their_logits_give() -> None:
+    random = torch.Generator().manual_seed(10)
+    hidden, head = torch.randn(5, 24, generator=random), torch.randn(VOCABULARY, 24, generator=random)
+    theirs, their_head = torch.randn(5, 16, generator=random), torch.randn(VOCABULARY, 16, generator=random)
+    targets = torch.arange(5)
+    expected = divergence(hidden @ head.T, theirs @ their_head.T, targets)
+    for mine, its in zip(divergence_of_heads(hidden, head, theirs, their_head, targets), expected, strict=True):
+        assert torch.equal(mine, its)
+    torch.library.opcheck(divergence_of_heads, (hidden, head, theirs, their_head, targets))
