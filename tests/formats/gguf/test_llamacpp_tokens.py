@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Callable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,29 @@ from tokenizers import Tokenizer
 
 from hubquant.formats.gguf.file import add_value
 from hubquant.formats.gguf.tokenizer import tokenizer_values
+from tests.formats.gguf.familyresults import FamilyResults
 from tests.formats.gguf.strings import STRINGS
 from tests.formats.gguf.tokenizerkinds import BYTE_LEVEL_KINDS, SENTENCEPIECE_KINDS, write_tokenizer
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python; run make test-llamacpp")
+llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python; run make test-gguf")
 pytestmark = pytest.mark.llamacpp
 
-KINDS = (*BYTE_LEVEL_KINDS, *SENTENCEPIECE_KINDS)
+# kind → the families whose models come with it
+KINDS: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in (*BYTE_LEVEL_KINDS, *SENTENCEPIECE_KINDS)},
+    "starcoder2": ("starcoder2", "granite"),
+    "llama2": ("llama", "mistral", "mixtral"),
+    "llama3": ("llama",),
+    "mistral": ("mistral",),  # its later versions
+    "mistral-tekken": ("mistral",),
+    "qwen3": ("qwen2", "qwen3", "qwen3moe"),
+    "qwen3.5": (),
+    "seed-coder": (),
+    "gemma": ("gemma2", "gemma3"),
+    "deepseek-llm": ("deepseek2",),
+    "deepseek-coder": ("deepseek2",),
+    "deepseek-v3": ("deepseek3",),
+}
 
 
 def _decomposed(text: str) -> bool:
@@ -68,13 +85,18 @@ def _vocabulary(kind: str, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_tokens_are_those_of_the_tokenizer(kind: str, tmp_path: Path) -> None:
+def test_tokens_are_those_of_the_tokenizer(kind: str, tmp_path: Path, family_result: FamilyResults) -> None:
     write_tokenizer(kind, tmp_path)
     model = _vocabulary(kind, tmp_path)
     reference = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     may_differ, n_differing = DIFFERENCES.get(kind, (lambda text: False, 0))
     differing = [t for t in STRINGS if model.tokenize(t.encode(), add_bos=True, special=True) != reference.encode(t).ids]
-    print(f"{kind}: {len(STRINGS) - len(differing)} of {len(STRINGS)} strings")
+    same = f"{len(STRINGS) - len(differing)} of {len(STRINGS)}"
+    print(f"{kind}: {same} strings")
+    prose = (files("hubquant") / "texts" / "prose-eval.txt").read_text()[:20_000]
+    assert model.tokenize(prose.encode(), add_bos=True, special=True) == reference.encode(prose).ids
+    for family in KINDS[kind]:
+        family_result(family, tokenizer=same)
     assert [text for text in differing if not may_differ(text)] == []
     assert len(differing) == n_differing
 

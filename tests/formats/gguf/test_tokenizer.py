@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from hubquant.errors import BadModel
+from hubquant.formats.gguf.pretokenizer import PRE_TOKENIZERS
 from hubquant.formats.gguf.tokenizer import CONTROL, NORMAL, UNUSED, USER_DEFINED, tokenizer_values
+from tests.formats.gguf.tokenizerkinds import BYTE_LEVEL_KINDS, SENTENCEPIECE_KINDS, write_tokenizer
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
@@ -153,3 +155,35 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(BadModel, match=r"tokenizer\.json cannot be read"):
         tokenizer_values(tmp_path, {}, 8)
+
+
+@pytest.mark.parametrize("kind", BYTE_LEVEL_KINDS)
+def test_byte_level_tokenizers_of_the_families(tmp_path: Path, kind: str) -> None:
+    """What llama.cpp makes of these keys: test_llamacpp_tokens.py."""
+    write_tokenizer(kind, tmp_path)
+    found = tokenizer_values(tmp_path, {}, 2050)
+    expected = BYTE_LEVEL_KINDS[kind]
+    types = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"], strict=True))
+    assert found["tokenizer.ggml.pre"] == expected.pre
+    assert found["tokenizer.ggml.add_bos_token"] == bool(expected.bos)
+    assert found["tokenizer.ggml.tokens"][found["tokenizer.ggml.eos_token_id"]] == expected.eos
+    assert all(types[token] == CONTROL for token in expected.special)
+    assert all(types[token] in (CONTROL, USER_DEFINED) for token in expected.plain)
+    assert types["[PAD2049]"] == UNUSED
+
+
+@pytest.mark.parametrize("kind", SENTENCEPIECE_KINDS)
+def test_sentencepiece_tokenizers_of_the_families(tmp_path: Path, kind: str) -> None:
+    write_tokenizer(kind, tmp_path)
+    found = tokenizer_values(tmp_path, {}, 2050)
+    expected = SENTENCEPIECE_KINDS[kind]
+    types = dict(zip(found["tokenizer.ggml.tokens"], found["tokenizer.ggml.token_type"], strict=True))
+    assert found["tokenizer.ggml.model"] == "llama"
+    assert found["tokenizer.ggml.add_space_prefix"] == expected.adds_space
+    assert found["tokenizer.ggml.add_bos_token"] is True
+    assert all(types[token] == CONTROL for token in expected.first if token != "<unk>")
+
+
+def test_every_pre_tokenizer_has_a_family() -> None:
+    names = {name for row in PRE_TOKENIZERS.values() for name in row if name}
+    assert {kind.pre for kind in BYTE_LEVEL_KINDS.values()} == names
