@@ -9,7 +9,7 @@ N, K, GROUP = 4096, 14336, 128
 
 def cases() -> list[Case]:
     rounding = [_rounding(layout, bits) for layout, bits in (("gptq", 4), ("gptq", 3), ("gptq", 8), ("awq", 4))]
-    return rounding + [_repacking("awq"), _repacking("gptq")]
+    return [*rounding, _repacking("awq"), _repacking("gptq")]
 
 
 def _rounding(layout: str, bits: int) -> Case:
