@@ -1,8 +1,9 @@
 """The lines of a card's "Recipe": method, calibration, what deviates from the rule, versions, cost."""
 
+import re
 from collections import Counter
 
-from hubquant.artifact import Artifact, Report
+from hubquant.artifact import Artifact, Report, TensorRecord
 from hubquant.hub.markup import Markup, code, escape
 from hubquant.recipe import Variant
 
@@ -46,7 +47,8 @@ def _calibration(report: Report) -> str:
     text = f"{escape(plan.source)}" + (f" (sha256 {code(plan.text_sha256[:12])})" if plan.text_sha256 else "")
     dropped = f"; {report.dropped_rows} non-finite rows dropped" if report.dropped_rows else ""
     windows = f"{plan.windows} windows of {plan.window} tokens"
-    return f"Calibration: {text}, {windows}, {report.calibration_tokens:,} tokens in all{dropped}."
+    experts = "; every expert was shown every token" if plan.all_experts else ""
+    return f"Calibration: {text}, {windows}, {report.calibration_tokens:,} tokens in all{experts}{dropped}."
 
 
 def _types(artifact: Artifact) -> str:
@@ -58,7 +60,17 @@ def _types(artifact: Artifact) -> str:
 
 
 def _notes(artifact: Artifact) -> list[str]:
-    """The tensors that deviate from the variant's rule, and why."""
-    notes = [f"{code(t.name)} ({escape(t.type)}): {escape(t.note)}" for t in artifact.tensors if t.note]
-    more = [f"{len(notes) - MAX_NOTES} more tensors deviate; the manifest lists them."] if len(notes) > MAX_NOTES else []
-    return notes[:MAX_NOTES] + more
+    """The tensors that deviate from the variant's rule, and why; what is the same but for its numbers, once for all."""
+    alike: dict[tuple[str, str], list[TensorRecord]] = {}
+    for tensor in artifact.tensors:
+        if tensor.note:
+            alike.setdefault((tensor.type, re.sub(r"\d+|\bno\b", "…", tensor.note)), []).append(tensor)
+    notes = [_note(tensors) for tensors in alike.values()]
+    rest = sum(map(len, list(alike.values())[MAX_NOTES:]))
+    return notes[:MAX_NOTES] + ([f"{rest} more tensors deviate; the manifest lists them."] if rest else [])
+
+
+def _note(alike: list[TensorRecord]) -> str:
+    first = alike[0]
+    line = f"{code(first.name)} ({escape(first.type)}): {escape(first.note)}"
+    return line if len(alike) == 1 else f"{len(alike)} tensors, the first is {line}"

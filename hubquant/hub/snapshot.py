@@ -50,6 +50,10 @@ def deciding(names: Iterable[str]) -> list[str]:
     return sorted({*weights, *others})
 
 
+# In these some models (gpt-oss) are published first: there is no other base.
+ORIGINAL_METHODS = ("mxfp4",)
+
+
 def refusal(info: ModelInfo) -> str | None:
     """Why this model cannot be quantized, in one sentence, or None: what the Hub's model info alone tells. Not here: whether a
     gated model may be read (`pin` asks)."""
@@ -59,7 +63,7 @@ def refusal(info: ModelInfo) -> str | None:
 
 def _quantized(info: ModelInfo) -> str | None:
     config = (info.config or {}).get("quantization_config")
-    if config:
+    if config and _method(config) not in ORIGINAL_METHODS:
         return f"{info.id} is itself quantized ({_method(config)}); name the model that it was made from"
     tags = info.tags or []
     found = next((t for t in tags if t in QUANTIZED_TAGS or t.startswith("base_model:quantized:")), None)
@@ -221,7 +225,8 @@ def _folder_refusal(folder: Path, name: str) -> str | None:
     if reason := _missing_files(name, [path.name for path in folder.iterdir() if path.is_file()]):
         return reason
     config = _config(folder, name)
-    if quantization := config.get("quantization_config"):
+    quantization = config.get("quantization_config")
+    if quantization and _method(quantization) not in ORIGINAL_METHODS:
         return f"{name} is itself quantized ({_method(quantization)}); name the model that it was made from"
     return None
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hubquant.errors import BadModel
+from hubquant.model import mxfp4
 
 
 class TensorSource(Protocol):
@@ -26,7 +27,8 @@ class TensorSource(Protocol):
 class Checkpoint:
     """The weights of a folder as `from_pretrained` finds them: `model.safetensors` or the shards of its index.
 
-    Raises BadModel if the weights are pickles, a shard is missing or truncated, or a tensor is not of a float type.
+    What is published as MXFP4 is decoded. Raises BadModel if the weights are pickles, a shard is missing or truncated, or a tensor
+    is not of a float type.
     """
 
     dtypes: tuple[str, ...] = ("F64", "F32", "F16", "BF16")
@@ -40,22 +42,29 @@ class Checkpoint:
         expected = self._index()
         for name in sorted(set(expected) - set(self._shard_of)):
             raise BadModel(f"{folder}: tensor {name} is listed in the index for {expected[name]}, which does not hold it")
+        self._packed = mxfp4.packed_names(self._shard_of)
+        packs = self._packs()
         for name in self._shard_of:
             dtype = self._slice(name).get_dtype()
-            if dtype not in self.dtypes:
+            if dtype not in (("U8",) if name in packs else self.dtypes):
                 raise BadModel(f"{self._shard_of[name]}: tensor {name} has dtype {dtype}; expected one of {', '.join(self.dtypes)}")
 
     def names(self) -> list[str]:
-        return list(self._shard_of)
+        packs = self._packs()
+        return [name for name in self._shard_of if name not in packs] + sorted(self._packed)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._shard_of
+        return name in self._shard_of or name in self._packed
 
     def shape(self, name: str) -> tuple[int, ...]:
+        if name in self._packed:
+            return mxfp4.shape(tuple(self._slice(name + mxfp4.BLOCKS).get_shape()))
         return tuple(self._slice(name).get_shape())
 
     def tensor(self, name: str) -> Tensor:
         """The tensor in its stored dtype. Raises BadModel naming the tensor if it is missing, NaN or infinite."""
+        if name in self._packed:
+            return torch.stack([self.entry(name, index) for index in range(self.shape(name)[0])])
         if name not in self._shard_of:
             raise BadModel(f"{self.folder}: no tensor {name} in the checkpoint; is it complete?")
         value: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
@@ -66,8 +75,13 @@ class Checkpoint:
 
     def entry(self, name: str, index: int) -> Tensor:
         """tensor(name)[index] without reading the rest: one expert of fused ones."""
+        if name in self._packed:
+            return mxfp4.decode(*(self._slice(name + suffix)[index] for suffix in (mxfp4.BLOCKS, mxfp4.SCALES)))
         value: Tensor = self._slice(name)[index]
         return self._finite(name, value)
+
+    def _packs(self) -> set[str]:
+        return {name + suffix for name in self._packed for suffix in (mxfp4.BLOCKS, mxfp4.SCALES)}
 
     def _finite(self, name: str, value: Tensor) -> Tensor:
         if value.is_floating_point() and not torch.isfinite(value).all():

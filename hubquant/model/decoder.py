@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hubquant.errors import BadModel
+from hubquant.model import mxfp4
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.conv1d import make_linears
 from hubquant.model.experts import routers, take_apart
@@ -23,7 +24,10 @@ from hubquant.model.relay import Call, Relays
 
 
 def read_config(folder: Path) -> PretrainedConfig:
-    """The config of a model folder. Raises BadModel: missing, unreadable, of an unknown type, or already quantized."""
+    """The config of a model folder. Raises BadModel: missing, unreadable, of an unknown type, or already quantized.
+
+    MXFP4 is a form in which weights are published first (gpt-oss): such a folder is read as the dense model it stands for.
+    """
     if not (folder / "config.json").exists():
         raise BadModel(f"{folder} holds no config.json; is it a model folder?")
     try:
@@ -31,7 +35,9 @@ def read_config(folder: Path) -> PretrainedConfig:
     except (ValueError, KeyError, OSError) as error:
         raise BadModel(f"{folder.name}/config.json cannot be used: {str(error).splitlines()[0]}") from None
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
-    if method is not None:
+    if method == mxfp4.METHOD:
+        del config.quantization_config
+    elif method is not None:
         raise BadModel(f"{folder.name} is itself quantized (quant_method {method!r}); name its base model")
     return config
 

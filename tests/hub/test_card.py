@@ -118,6 +118,19 @@ def test_the_recipe_names_what_deviates(report: Report) -> None:
     assert "torch 2.13.0, transformers 5.23.0" in text
 
 
+def test_what_deviates_alike_is_said_once(report: Report) -> None:
+    artifact = report.artifacts[0]
+    tensors = tuple(
+        artifact.tensors[0].model_copy(
+            update={"name": f"experts.{n}.down", "note": f"rounded to nearest: {n} tokens, 64 are needed"}
+        )
+        for n in range(30)
+    )
+    changed = report.model_copy(update={"artifacts": (artifact.model_copy(update={"tensors": tensors}),)})
+    lines = [line for line in build(changed, artifact.variant).splitlines() if "rounded to nearest" in line]
+    assert len(lines) == 1 and "30 tensors, the first is `experts.0.down`" in lines[0] and "0 tokens, 64 are needed" in lines[0]
+
+
 @pytest.mark.parametrize(
     ("variant", "commands"),
     [

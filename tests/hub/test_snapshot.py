@@ -37,6 +37,7 @@ def info(*names: str, tags: list[str] | None = None, config: dict[str, object] |
             "the shard model-00002-of-00003.safetensors is missing",
         ),
         (info(*GOOD, config={"quantization_config": {"quant_method": "awq"}}), "itself quantized (awq)"),
+        (info(*GOOD, config={"quantization_config": {"quant_method": "mxfp4"}}, tags=["mxfp4"]), None),
         (info(*GOOD, tags=["base_model:quantized:org/other"]), "itself quantized (tag base_model:quantized:org/other)"),
         (info(*GOOD, tags=["gguf"]), "itself quantized (tag gguf)"),
     ],
