@@ -95,6 +95,13 @@ def act_order() -> GptqLinear:
     return layer
 
 
+def sorted_only() -> GptqLinear:
+    """Groups of 16, which torch's product does not know: sorted by group, as on a GPU, and decoded as before."""
+    layer = filled(GptqLinear(64, 32, bits=4, group_size=16, zero_offset=1, bias=False))
+    layer.g_idx.copy_(layer.g_idx[torch.randperm(64, generator=torch.Generator().manual_seed(3))].clone())
+    return layer
+
+
 def uneven() -> GptqLinear:
     """Two groups of 33 and 31 channels: nothing but the definition can read them."""
     layer = filled(GptqLinear(64, 32, bits=4, group_size=32, zero_offset=1, bias=False))
@@ -111,6 +118,7 @@ PREPARABLE = {
 }
 KEPT = {
     "gptq, groups of two sizes": uneven,
+    "gptq, act order, groups of 16": sorted_only,
     "gptq 3 bit": lambda: filled(GptqLinear(64, 32, bits=3, group_size=32, zero_offset=1, bias=False)),
     "awq, groups of 16": lambda: filled(AwqLinear(64, 32, group_size=16, bias=False)),
 }
@@ -164,6 +172,7 @@ def test_what_torchs_product_does_not_know_stays_as_it_is(name: str) -> None:
     layer = KEPT[name]()
     layer.prepare()
     assert layer.packed is None
+    assert (layer.order is not None) == (name == "gptq, act order, groups of 16")
 
 
 def test_a_prepared_layer_takes_no_second_copy_of_the_weight() -> None:

@@ -34,7 +34,7 @@ class Int4Linear(nn.Module):
             self.register_buffer(name, None, persistent=False)
 
     def prepare(self) -> None:
-        """The fastest order for the device that the buffers are on. Sizes that it is not for stay as they are."""
+        """The fastest order for the device that the buffers are on. Widths and groups that it is not for stay as they are."""
         self.restore()
         group_size, order = (0, None) if self.scales.is_meta else self._groups()
         if not group_size:
@@ -46,7 +46,7 @@ class Int4Linear(nn.Module):
             self.packed, self.order, self.zeros = packed, order, zeros
             self.pairs = int4_cpu.grid(self.scales, zeros, group_size)
             self.qweight = self.qweight.new_empty(0)  # not None: PEFT asks it where the layer is
-        elif self.bits == 4 and order is not None and not on_cpu:
+        elif self.bits == 4 and order is not None:
             self.qweight = self._words(self._codes()[:, order])
             self.order, self.in_groups = order, True
         else:
