@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint
@@ -34,6 +35,72 @@ def test_llama_shares_inputs_and_finds_what_absorbs(bundled: Path, tokens: Tenso
     heads = torch.arange(128).view(2, 64)
     assert output and output.module == "self_attn.v_proj"
     assert torch.equal(output.channels, torch.cat([heads[0], heads[0], heads[1], heads[1]]))
+
+
+_FALCON = {"model_type": "falcon", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+_NEOX = {**_FALCON, "model_type": "gpt_neox", "intermediate_size": 96, "max_position_embeddings": 64}
+_STARCODER2 = {**_NEOX, "model_type": "starcoder2", "num_key_value_heads": 2}
+# config.json → the linears that read each input, and what absorbs a scale on it: LayerNorms with their biases, and values if
+# they have a matrix of their own
+OTHERS: list[tuple[dict[str, Any], dict[tuple[str, ...], str | None]]] = [
+    (
+        {"model_type": "gpt2", "n_embd": 64, "n_layer": 1, "n_head": 4},
+        {("attn.c_attn",): "ln_1", ("attn.c_proj",): None, ("mlp.c_fc",): "ln_2", ("mlp.c_proj",): None},
+    ),
+    (
+        _NEOX,
+        {
+            ("attention.query_key_value",): "input_layernorm",
+            ("attention.dense",): None,
+            ("mlp.dense_h_to_4h",): "post_attention_layernorm",
+            ("mlp.dense_4h_to_h",): None,
+        },
+    ),
+    (
+        _FALCON,
+        {
+            ("self_attention.query_key_value", "mlp.dense_h_to_4h"): "input_layernorm",
+            ("self_attention.dense",): None,
+            ("mlp.dense_4h_to_h",): None,
+        },
+    ),
+    (
+        {**_FALCON, "new_decoder_architecture": True, "num_kv_heads": 2},
+        {
+            ("self_attention.query_key_value",): "ln_attn",
+            ("self_attention.dense",): None,
+            ("mlp.dense_h_to_4h",): "ln_mlp",
+            ("mlp.dense_4h_to_h",): None,
+        },
+    ),
+    (
+        _STARCODER2,
+        {
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"): "input_layernorm",
+            ("self_attn.o_proj",): "self_attn.v_proj",
+            ("mlp.c_fc",): "post_attention_layernorm",
+            ("mlp.c_proj",): None,
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("config", "absorbers"), OTHERS, ids=lambda c: c.get("model_type", ""))
+def test_gpt2_and_what_came_from_it(
+    config: dict[str, Any], absorbers: dict[tuple[str, ...], str | None], tokens: Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(**config, vocab_size=2048, bos_token_id=None, eos_token_id=None)
+    model = AutoModelForCausalLM.from_config(made, dtype=torch.float32)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:  # norms start at 1 and their biases at 0: halving both would prove nothing
+            nn.init.normal_(parameter, 0.5, 0.3)
+    model.save_pretrained(tmp_path)
+    decoder = Decoder(read_config(tmp_path), Checkpoint(tmp_path))
+    hidden = decoder.embed(tokens)
+    with decoder.layer(0) as layer:
+        inputs = found(layer, hidden[:1], **decoder.call(0))
+    assert {linears: i.absorber.module if i.absorber else None for linears, i in inputs.items()} == absorbers
 
 
 class OffsetNorm(nn.Module):

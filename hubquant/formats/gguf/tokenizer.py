@@ -31,9 +31,12 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = (
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<｜end▁of▁sentence｜>")
 _END_OF_MESSAGE = ("<|eom_id|>",)
 
+# llama.cpp knows a Phi-3 by general.name, and does not load it without these tokens
+_PHI3_NAMES, _PHI3_TOKENS = ("phi-3", "phi3"), ("</s>", "<unk>", "<s>", "<|endoftext|>")
 
-def tokenizer_values(folder: Path, config: Mapping[str, Any], n_vocab: int) -> dict[str, Value]:
-    """tokenizer.* for a checkpoint folder and an embedding of `n_vocab` rows.
+
+def tokenizer_values(folder: Path, config: Mapping[str, Any], n_vocab: int, name: str = "") -> dict[str, Value]:
+    """tokenizer.* for a checkpoint folder and an embedding of `n_vocab` rows. `name`: general.name.
 
     Raises BadModel if the tokenizer is missing, or of a kind that llama.cpp would read differently.
     """
@@ -42,6 +45,9 @@ def tokenizer_values(folder: Path, config: Mapping[str, Any], n_vocab: int) -> d
     if kind != "BPE":
         raise BadModel(f"tokenizer.json: model {kind!r} cannot be written as GGUF; only BPE can")
     tokens, types = _tokens(files, n_vocab)
+    if any(part in name.lower() for part in _PHI3_NAMES) and not set(_PHI3_TOKENS) <= set(tokens):
+        missing = next(token for token in _PHI3_TOKENS if token not in tokens)
+        raise BadModel(f"llama.cpp takes {name!r} for a Phi-3 by its name and does not load one without the token {missing}")
     values = sentencepiece_values(files, n_vocab) if files.model.get("byte_fallback") else _byte_level(files)
     values |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     values |= {key: token_id for key, token_id in _special_ids(files).items() if 0 <= token_id < n_vocab}

@@ -71,7 +71,7 @@ class GgufWriter:
         values: dict[str, Value] = {
             **general(provenance, mixture(variant.mixture), imatrix, parameters, entries),
             **{f"{self._family.architecture}.{key}": value for key, value in self._parameters.items()},
-            **tokenizer_values(checkpoint_folder, config, n_vocab),
+            **tokenizer_values(checkpoint_folder, config, n_vocab, provenance.name),
         }
         self._missing = set(self._announced)
         plans = {name: TensorPlan(self._types[name], shape) for name, shape in shapes.items()}

@@ -149,6 +149,15 @@ def test_what_llama_cpp_would_read_otherwise_is_refused(tmp_path: Path, spec: An
         values(tmp_path, spec, options)
 
 
+def test_a_name_by_which_llama_cpp_looks_for_tokens(tmp_path: Path) -> None:
+    values(tmp_path, gpt2())
+    with pytest.raises(BadModel, match=r"'My-Phi3-Merge' for a Phi-3 .* the token <unk>"):
+        tokenizer_values(tmp_path, {}, 8, "My-Phi3-Merge")
+    phi3 = [added(3 + i, text) for i, text in enumerate(("<s>", "</s>", "<unk>", "<|endoftext|>"))]
+    values(tmp_path, gpt2(added_tokens=phi3))
+    assert tokenizer_values(tmp_path, {}, 8, "Phi-3-mini")
+
+
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(BadModel, match=r"has no tokenizer\.json"):
         tokenizer_values(tmp_path, {}, 8)
