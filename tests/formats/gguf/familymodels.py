@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hubquant.formats.gguf.families import family_of_model
+from hubquant.formats.gguf.hyperparameters import completed
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.decoder import Decoder, read_config
 
@@ -148,3 +150,10 @@ def weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by the name of its module, experts one by one."""
     decoder = Decoder(read_config(folder), Checkpoint(folder))
     return {name: decoder.source.tensor(name) for name in decoder.shapes()}
+
+
+def hyperparameters(model_type: str, **changes: Any) -> dict[str, Any]:
+    """What a file says of a small model whose config.json has these changes."""
+    shape = {**_SHAPE, "max_position_embeddings": 4096, "num_hidden_layers": 8, "vocab_size": 128}
+    config = completed({**shape, "model_type": model_type, **changes})
+    return dict(family_of_model(config).hyperparameters(config))
