@@ -166,8 +166,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gpu/ggml_matmul.py",
-        "mask=(k < n_in)[None, :], other=0.0",
-        "mask=(k <= n_in)[None, :], other=1.0",
+        "mask=(column < n_in)[None, :], other=0.0",
+        "mask=(column < n_in)[None, :], other=1.0",
         "test_ggml_matmul.py::test_one_row[dtype0-Q8_0]",
     ),
     Mutation(
@@ -295,5 +295,53 @@ MUTATIONS: tuple[Mutation, ...] = (
         "<< (place * 4)[None, None, :], axis=2)",
         "<< (j * 4)[None, None, :], axis=2)",
         "test_pack.py::test_words_of_the_other_layout[8-16]",
+    ),
+    Mutation(
+        "gpu/ggml_words.py",
+        "(k // 32 % 4 * 2)) & 0x03030303",
+        "(k // 64 % 4 * 2)) & 0x03030303",
+        "test_ggml_matmul.py::test_one_row[dtype0-Q6_K]",
+    ),
+    Mutation(
+        "gpu/ggml_words.py",
+        "(bits & 4) << 14",
+        "(bits & 4) << 13",
+        "test_ggml_matmul.py::test_one_row[dtype0-Q5_0]",
+    ),
+    Mutation(
+        "gpu/ggml_words.py",
+        "minimum += scale",
+        "minimum -= scale",
+        "test_ggml_matmul.py::test_one_row[dtype0-Q4_1]",
+    ),
+    Mutation(
+        "gpu/ggml_matmul.py",
+        "x = odd if plane % 2 else even",
+        "x = even if plane % 2 else odd",
+        "test_ggml_matmul.py::test_one_row[dtype0-Q4_K]",
+    ),
+    Mutation(
+        "gpu/awq_search.py",
+        "tl.where(start < first, 2.0, 1.0)",
+        "tl.where(start <= first, 2.0, 1.0)",
+        "test_awq_search.py::test_losses_are_quadratic_forms_of_the_error[65-64-32]",
+    ),
+    Mutation(
+        "gpu/awq_search.py",
+        "tl.div_rn(points, s) - w",
+        "points - w",
+        "test_awq_search.py::test_the_rounding_error_is_the_definitions_to_the_bit[70-96-32-4-True]",
+    ),
+    Mutation(
+        "gpu/awq_search.py",
+        "channels = tl.program_id(1) * group_size + columns",
+        "channels = tl.program_id(1) * WIDTH + columns",
+        "test_awq_search.py::test_the_rounding_error_is_the_definitions_to_the_bit[40-96-48-2-True]",
+    ),
+    Mutation(
+        "gpu/awq_search.py",
+        "range(0, tl.minimum(first + TILE, n), DEPTH)",
+        "range(0, tl.minimum(first, n), DEPTH)",
+        "test_awq_search.py::test_losses_are_quadratic_forms_of_the_error[1-16-16]",
     ),
 )

@@ -21,10 +21,10 @@ def tensors(name: str, m: int, n: int, k: int, dtype: torch.dtype) -> tuple[Tens
 
 
 def assert_close(found: Tensor, x: Tensor, weight: Tensor) -> None:
-    """k products in float32, each sum rounded once; a weight d·sc·code − dmin·m is off by an ulp of its terms, which are no
-    larger than thrice the largest weight of the row (codes span the row's range); then rounded to the output's type."""
+    """k products x·(1 + code/2^bits) in float32, each sum rounded once, by a scale that makes them up to a dozen times the
+    largest weight of the row (where a code's bits are 5 and the row lies on both sides of zero); rounded to the output's type."""
     exact = x.double() @ weight.double().T
-    terms = x.double().abs() @ (weight.abs() + 3 * weight.abs().amax(1, keepdim=True)).double().T
+    terms = x.double().abs() @ (weight.abs() + 12 * weight.abs().amax(1, keepdim=True)).double().T
     bound = (x.shape[-1] + 4) * 2.0**-24 * terms + OUTPUT[x.dtype] * exact.abs() + 2.0**-24
     assert bool(((found.double() - exact).abs() <= bound).all())
 

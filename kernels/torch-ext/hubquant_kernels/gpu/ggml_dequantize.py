@@ -66,7 +66,7 @@ def _compilation(type_name: str) -> Compilation:
         aligned=("data", "words", "halves", "out"),
         fp_fusion=False,
         weights=WEIGHTS,
-        bytes_read=WEIGHTS * kind.bits_per_weight / 8,
+        bytes_read=WEIGHTS * (kind.bits_per_weight / 8 + 2),  # and written
         wide_loads=False,
     )
 

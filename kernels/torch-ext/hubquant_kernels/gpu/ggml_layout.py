@@ -37,36 +37,32 @@ def half(halves, block, SIZE: tl.constexpr, OFFSET: tl.constexpr):
 
 
 @triton.jit
-def byte(data, block, place, SIZE: tl.constexpr):
-    """The bytes at `place` [g] of blocks [R], as int32 [R, g]."""
-    return tl.load(data + (block[:, None] * SIZE + place[None, :])).to(tl.int32)
+def byte(data, at, place):
+    """Byte `place` [g] of blocks that begin at bytes `at` [R, 1 or g], as int32 [R, g]."""
+    return tl.load(data + (at + place[None, :])).to(tl.int32)
 
 
 @triton.jit
-def scale_min(data, block, SIZE: tl.constexpr):
-    """Eight 6-bit scales and minima of Q4_K and Q5_K, [R, 8] each."""
-    g = tl.arange(0, 8)
-    low, middle = byte(data, block, 4 + g % 4, SIZE), byte(data, block, 8 + g % 4, SIZE)
-    high = byte(data, block, 12 + g % 4, SIZE)
+def scale_min(data, at, g):
+    """The 6-bit scales and minima of sub-blocks g [G] of Q4_K and Q5_K, [R, G] each."""
+    low, middle, high = byte(data, at, 4 + g % 4), byte(data, at, 8 + g % 4), byte(data, at, 12 + g % 4)
     first = (g < 4)[None, :]
     sc = tl.where(first, low & 63, (high & 15) | ((low >> 6) << 4))
     m = tl.where(first, middle & 63, (high >> 4) | ((middle >> 6) << 4))
-    return sc, m
+    return sc.to(tl.float32), m.to(tl.float32)
 
 
 @triton.jit
-def scales(data, block, SIZE: tl.constexpr, TYPE: tl.constexpr):
-    """The signed scales of the sub-blocks, [R, 16], of IQ4_XS [R, 8]."""
+def scales(data, at, g, TYPE: tl.constexpr):
+    """The signed scales of sub-blocks g [G] of Q3_K, Q6_K and IQ4_XS, [R, G]."""
     if TYPE == "Q6_K":
-        sc = byte(data, block, 192 + tl.arange(0, 16), SIZE)
+        sc = byte(data, at, 192 + g)
         sc = (sc ^ 128) - 128
     elif TYPE == "Q3_K":
-        g = tl.arange(0, 16)
-        low, top = byte(data, block, 96 + g % 8, SIZE), byte(data, block, 104 + g % 4, SIZE)
+        low, top = byte(data, at, 96 + g % 8), byte(data, at, 104 + g % 4)
         sc = (((low >> (g // 8 * 4)[None, :]) & 15) | (((top >> (g // 4 * 2)[None, :]) & 3) << 4)) - 32
     else:
-        g = tl.arange(0, 8)
-        low, top = byte(data, block, 4 + g // 2, SIZE), byte(data, block, 2 + g // 4, SIZE)
+        low, top = byte(data, at, 4 + g // 2), byte(data, at, 2 + g // 4)
         sc = (((low >> (g % 2 * 4)[None, :]) & 15) | (((top >> (g % 4 * 2)[None, :]) & 3) << 4)) - 32
     return sc.to(tl.float32)
 
@@ -136,21 +132,26 @@ def large_codes(words, block, TYPE: tl.constexpr, SIZE: tl.constexpr, UNIT: tl.c
 def large_block(data, words, halves, block, TYPE: tl.constexpr, SIZE: tl.constexpr, UNIT: tl.constexpr):
     """Weights [R, 256] of the types with super-blocks of 256."""
     codes = large_codes(words, block, TYPE, SIZE, UNIT)
+    at = block[:, None] * SIZE
     if TYPE == "Q4_K" or TYPE == "Q5_K":
         d, dmin = half(halves, block, SIZE, 0)[:, None], half(halves, block, SIZE, 2)[:, None]
-        sc, m = scale_min(data, block, SIZE)
-        weight = spread(d * sc.to(tl.float32), 32) * codes.to(tl.float32) - spread(dmin * m.to(tl.float32), 32)
+        sc, m = scale_min(data, at, tl.arange(0, 8))
+        weight = spread(d * sc, 32) * codes.to(tl.float32) - spread(dmin * m, 32)
     elif TYPE == "Q2_K":
         d, dmin = half(halves, block, SIZE, 80)[:, None], half(halves, block, SIZE, 82)[:, None]
-        both = byte(data, block, tl.arange(0, 16), SIZE)
+        both = byte(data, at, tl.arange(0, 16))
         scale, minimum = d * (both & 15).to(tl.float32), dmin * (both >> 4).to(tl.float32)
         weight = spread(scale, 16) * codes.to(tl.float32) - spread(minimum, 16)
     elif TYPE == "Q6_K":
-        weight = spread(half(halves, block, SIZE, 208)[:, None] * scales(data, block, SIZE, TYPE), 16) * (codes - 32).to(tl.float32)
+        weight = spread(half(halves, block, SIZE, 208)[:, None] * scales(data, at, tl.arange(0, 16), TYPE), 16) * (codes - 32).to(
+            tl.float32
+        )
     elif TYPE == "Q3_K":
-        weight = spread(half(halves, block, SIZE, 108)[:, None] * scales(data, block, SIZE, TYPE), 16) * (codes - 4).to(tl.float32)
+        weight = spread(half(halves, block, SIZE, 108)[:, None] * scales(data, at, tl.arange(0, 16), TYPE), 16) * (codes - 4).to(
+            tl.float32
+        )
     else:
-        weight = spread(half(halves, block, SIZE, 0)[:, None] * scales(data, block, SIZE, TYPE), 32) * codebook_value(codes)
+        weight = spread(half(halves, block, SIZE, 0)[:, None] * scales(data, at, tl.arange(0, 8), TYPE), 32) * codebook_value(codes)
     return weight
 
 
