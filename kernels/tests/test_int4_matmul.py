@@ -81,6 +81,13 @@ def test_gptq_channels_may_belong_to_any_group(bits: int) -> None:
     assert torch.equal(dequantize_gptq(*layer, bits, 1), gptq_reference(*layer, bits, 1))
 
 
+def test_gptq_without_g_idx_has_its_groups_in_order() -> None:
+    layer = gptq_layer(4, 64, 32, 4, torch.arange(64) // 16)
+    assert torch.equal(dequantize_gptq(*layer[:3], None, 4, 1), dequantize_gptq(*layer, 4, 1))
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(matmul_gptq(x, *layer[:3], None, 4, 1), matmul_gptq(x, *layer, 4, 1))
+
+
 def test_gptq_may_end_in_a_part_of_a_group() -> None:
     """Other tools write ceil(in / group_size) groups where the width is not a multiple."""
     layer = gptq_layer(4, 80, 16, 3, torch.arange(80) // 32)
@@ -121,6 +128,7 @@ def test_products_are_those_with_the_dense_weight(dtype: torch.dtype, shape: tup
 def test_operators_keep_torchs_rules() -> None:
     gptq, awq = gptq_layer(4, 16, 8, 2, torch.arange(16) // 8), awq_layer(16, 8, 2)
     torch.library.opcheck(dequantize_gptq, (*gptq, 4, 1))
+    torch.library.opcheck(matmul_gptq, (torch.randn(2, 16, requires_grad=True), *gptq[:3], None, 4, 1))
     torch.library.opcheck(dequantize_awq, awq)
     for x in (torch.randn(2, 16), torch.randn(1, 2, 16).half()):
         torch.library.opcheck(matmul_gptq, (x, *gptq, 4, 1))

@@ -47,9 +47,9 @@ def _decode(
     n_out = scales.shape[1]
     dense = torch.empty(n_out, n_in, dtype=dtype, device=qweight.device)
     _dense[(triton.cdiv(n_out, OUTPUTS), triton.cdiv(n_in, CHANNELS))](
-        qweight,
-        qzeros,
-        scales,
+        qweight.contiguous(),
+        qzeros.contiguous(),
+        scales.contiguous(),
         qweight if g_idx is None else g_idx,
         dense,
         n_out,

@@ -88,9 +88,9 @@ def _product(layout: str, x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Te
     partial = torch.empty(splits, n_rows, n_out, dtype=torch.float32, device=x.device)
     _partial_products[(triton.cdiv(n_out, c.columns), triton.cdiv(n_rows, c.rows), splits)](
         rows,
-        qweight,
-        qzeros,
-        scales,
+        qweight.contiguous(),
+        qzeros.contiguous(),
+        scales.contiguous(),
         partial,
         n_rows,
         n_out,
