@@ -7,9 +7,10 @@ needs no second forward; clipping is the range search of the grid under the same
 from collections.abc import Sequence
 
 import torch
+from hubquant_kernels.awq_search import awq_losses
 from torch import Tensor
 
-from hubquant.quantize.grid import Grid, round_to_nearest
+from hubquant.quantize.grid import Grid
 
 RATIOS = 20
 STRIDES = (4, 2, 1)  # every fourth ratio, then the neighbours of the best: 9 losses in place of 20
@@ -34,16 +35,13 @@ def search_scale(
         return min(losses, key=lambda step: (losses[step], step))
 
     for stride in STRIDES:
-        steps = range(0, RATIOS, stride) if not losses else (best() - stride, best() + stride)
-        for step in steps:
-            if 0 <= step < RATIOS and step not in losses:
-                losses[step] = sum(_loss(w, hessian, scale(step), grid) for w in weights)
+        wanted = range(0, RATIOS, stride) if not losses else (best() - stride, best() + stride)
+        steps = [step for step in wanted if 0 <= step < RATIOS and step not in losses]
+        if steps:
+            scales = torch.stack([scale(step) for step in steps])
+            by_weight = [awq_losses(w, hessian, scales, grid.bits, grid.group_size, grid.symmetric).tolist() for w in weights]
+            losses |= {step: sum(losses_of_one[i] for losses_of_one in by_weight) for i, step in enumerate(steps)}
     return scale(best())
-
-
-def _loss(weight: Tensor, hessian: Tensor, s: Tensor, grid: Grid) -> float:
-    delta = round_to_nearest(weight * s, grid).dequantize() / s - weight
-    return float(((delta @ hessian) * delta).sum())
 
 
 def _per_source(mean_abs: Tensor, channels: Tensor | None) -> Tensor:

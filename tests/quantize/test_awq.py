@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubquant.quantize import awq
 from hubquant.quantize.awq import search_scale
 from hubquant.quantize.grid import Grid, round_to_nearest
 
@@ -31,20 +30,6 @@ def loss(weights: list[Tensor], x: Tensor, s: Tensor, grid: Grid) -> float:
         delta = round_to_nearest(weight * s, grid).dequantize().double() / s.double() - weight.double()
         total += float((x.double() @ delta.T).square().sum())
     return total
-
-
-@pytest.mark.parametrize("grid", GRIDS, ids=str)
-def test_the_loss_from_the_hessian_is_that_of_the_activations(grid: Grid) -> None:
-    """tr(ΔHΔᵀ) = Σ‖xΔᵀ‖². Each of in² products is rounded in H (tokens sums) and in two products (in sums each)."""
-    x, weight = inputs(200, 64, seed=0), matrices(0)[0]
-    s = torch.exp(torch.randn(64, generator=torch.Generator().manual_seed(1)))
-    delta = (round_to_nearest(weight * s, grid).dequantize() / s - weight).double().abs()
-    n_roundings = 200 + 2 * 64 + weight.shape[0] + 6  # the last six: Δ itself, which is a difference of two rounded terms
-    largest = float(((delta @ (x.double().abs().T @ x.double().abs())) * delta).sum())
-    cancelled = 2 * 3 * 2.0**-24 * float(((weight.double().abs() @ (x.double().abs().T @ x.double().abs())) * delta).sum())
-    tolerance = n_roundings * 2.0**-24 * largest + cancelled
-    assert tolerance < 0.05 * loss([weight], x, s, grid)
-    assert abs(awq._loss(weight, x.T @ x, s, grid) - loss([weight], x, s, grid)) <= tolerance
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)

@@ -68,11 +68,11 @@ def search(w, metric, MAX_CODE: tl.constexpr, SYMMETRIC: tl.constexpr):
     `metric` in fp16, its largest entry 1. The refit in steps of the grid: s' = s (1 − ⟨pM, (p − w/s)M⟩ / ‖pM‖²), p the points.
     """
     MIDDLE: tl.constexpr = (MAX_CODE + 1) // 2
-    scale, zero = _span(w, 1.0, MAX_CODE, SYMMETRIC)
+    scale, zero = span(w, 1.0, MAX_CODE, SYMMETRIC)
     loss = _loss(w, scale, zero, metric, MAX_CODE)
     for step in range(1, _STEPS + 1):
         shrink = tl.div_rn(tl.zeros_like(loss) + (2 * _STEPS - step), tl.zeros_like(loss) + 2 * _STEPS)
-        one, its_zero = _span(w, shrink, MAX_CODE, SYMMETRIC)
+        one, its_zero = span(w, shrink, MAX_CODE, SYMMETRIC)
         if SYMMETRIC:
             scale, zero, loss = _better(w, scale, zero, loss, one, its_zero, metric, MAX_CODE)
             turned = _storable(-one * (MIDDLE / (MIDDLE - 1)))
@@ -93,7 +93,7 @@ def search(w, metric, MAX_CODE: tl.constexpr, SYMMETRIC: tl.constexpr):
 
 
 @triton.jit
-def _span(w, shrink, MAX_CODE: tl.constexpr, SYMMETRIC: tl.constexpr):
+def span(w, shrink, MAX_CODE: tl.constexpr, SYMMETRIC: tl.constexpr):
     """Scale and zero that span the range of every row times `shrink`."""
     if SYMMETRIC:
         MIDDLE: tl.constexpr = (MAX_CODE + 1) // 2

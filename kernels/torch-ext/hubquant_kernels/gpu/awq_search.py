@@ -1,0 +1,135 @@
+"""AWQ's losses: the rounding error of a scale, then its quadratic form in the Hessian, of which only one triangle is multiplied."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .compilation import TARGETS, Compilation
+from .grid import span, to_codes
+
+ELEMENTS = 2048  # of a matrix, per program that rounds
+TILE, DEPTH, NUM_WARPS, NUM_STAGES = 64, 32, 4, 2
+
+
+def awq_losses(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+    """tr(ΔHΔᵀ) for each of scales [n, in]: [n] float32. Products of float32 are made of three TF32 products (on AMD, of one)."""
+    return torch.stack([_loss(rounding_error(weight, s, bits, group_size, symmetric), hessian.contiguous()) for s in scales])
+
+
+def rounding_error(weight: Tensor, s: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
+    """Δ [out, in] = Q(W·s)/s − W, to the bit as the definition's."""
+    weight = weight.contiguous()
+    out, n = weight.shape
+    delta = torch.empty_like(weight)
+    width = triton.next_power_of_2(group_size)
+    rows = max(1, ELEMENTS // width)
+    _error[(triton.cdiv(out, rows), n // group_size)](
+        weight,
+        s.contiguous(),
+        delta,
+        out,
+        n,
+        group_size,
+        ROWS=rows,
+        WIDTH=width,
+        MAX_CODE=2**bits - 1,
+        SYMMETRIC=symmetric,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=False,
+    )
+    return delta
+
+
+def _loss(delta: Tensor, hessian: Tensor) -> Tensor:
+    out, n = delta.shape
+    grid = (triton.cdiv(out, TILE), triton.cdiv(n, TILE))
+    parts = delta.new_empty(grid)
+    _quadratic[grid](
+        delta,
+        hessian,
+        parts,
+        out,
+        n,
+        TILE=TILE,
+        DEPTH=DEPTH,
+        PRECISION="ieee" if torch.version.hip else "tf32x3",
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+    )
+    return parts.sum()
+
+
+@triton.jit
+def _error(
+    weight,
+    scales,
+    delta,
+    out,
+    n,
+    group_size,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MAX_CODE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+):
+    """One group of ROWS rows: (code(w·s) − zero) · scale / s − w."""
+    rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    channels = tl.program_id(1) * group_size + columns
+    inside = (rows[:, None] < out) & (columns[None, :] < group_size)
+    at = rows.to(tl.int64)[:, None] * n + channels[None, :]
+    w = tl.load(weight + at, mask=inside, other=0.0)
+    s = tl.broadcast_to(tl.load(scales + channels, mask=columns < group_size, other=1.0)[None, :], w.shape)
+    scale, zero = span(w * s, 1.0, MAX_CODE, SYMMETRIC)
+    step, origin = tl.broadcast_to(scale[:, None], w.shape), tl.broadcast_to(zero[:, None], w.shape)
+    points = (to_codes(tl.div_rn(w * s, step), origin, MAX_CODE) - origin) * step
+    tl.store(delta + at, tl.div_rn(points, s) - w, mask=inside)
+
+
+@triton.jit
+def _quadratic(delta, hessian, parts, out, n, TILE: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr):
+    """Σ over TILE rows and TILE columns j of Δ_j (2 Σ_k Δ_k H_kj over the columns k before the tile, + Σ over those in it)."""
+    rows, first = tl.program_id(0) * TILE + tl.arange(0, TILE), tl.program_id(1) * TILE
+    columns = first + tl.arange(0, TILE)
+    lines = delta + rows.to(tl.int64)[:, None] * n
+    total = tl.zeros((TILE, TILE), tl.float32)
+    for start in range(0, tl.minimum(first + TILE, n), DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        left = tl.load(lines + k[None, :], mask=(rows[:, None] < out) & (k[None, :] < n), other=0.0)
+        square = hessian + k.to(tl.int64)[:, None] * n + columns[None, :]
+        right = tl.load(square, mask=(k[:, None] < n) & (columns[None, :] < n), other=0.0)
+        left = tl.where(start < first, 2.0, 1.0) * left
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+    own = tl.load(lines + columns[None, :], mask=(rows[:, None] < out) & (columns[None, :] < n), other=0.0)
+    tl.store(parts + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(tl.sum(total * own, 1), 0))
+
+
+def _quadratic_form(name: str, precision: str, targets: tuple[str, ...]) -> Compilation:
+    return Compilation(
+        name=f"awq_losses/{name}",
+        kernel=_quadratic,
+        signature={"delta": "*fp32", "hessian": "*fp32", "parts": "*fp32", "out": "i32", "n": "i32"},
+        constants={"TILE": TILE, "DEPTH": DEPTH, "PRECISION": precision},
+        aligned=("delta", "hessian", "n"),
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        tensor_cores=True,
+        targets=targets,
+    )
+
+
+COMPILATIONS = (
+    Compilation(
+        name="awq_losses/error-g128",
+        kernel=_error,
+        signature={"weight": "*fp32", "scales": "*fp32", "delta": "*fp32", "out": "i32", "n": "i32", "group_size": "i32"},
+        constants={"ROWS": ELEMENTS // 128, "WIDTH": 128, "MAX_CODE": 15, "SYMMETRIC": False},
+        aligned=("weight", "scales", "delta", "out", "n", "group_size"),
+        num_warps=NUM_WARPS,
+        fp_fusion=False,
+        weights=ELEMENTS,
+        bytes_read=8.0 * ELEMENTS,
+    ),
+    _quadratic_form("form", "tf32x3", TARGETS[:-1]),
+    _quadratic_form("form-amd", "ieee", TARGETS[-1:]),
+)
