@@ -51,8 +51,8 @@ def one_pass(
             if alike not in known:
                 known[alike] = find_inputs(module, hidden[:1].clone(), decoder.call(index))
             tensors = {n: t for n, t in module.state_dict().items() if decoder.prefix(index) + n in stored}
-            experts = [n for n, m in module.named_modules() if isinstance(m, Experts)]
-            parts = list(_parts(tensors, known[alike], experts))
+            lists = [n for n, m in module.named_modules() if isinstance(m, Experts)]
+            parts = list(_parts(tensors, known[alike], lists))
             for part, (names, inputs) in enumerate(parts):
                 # the last part's forward makes the next layer's input; the sums of two parts are never held together
                 statistics = observe(decoder, index, module, inputs, hidden if part == len(parts) - 1 else hidden.clone())

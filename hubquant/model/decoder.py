@@ -18,7 +18,7 @@ from hubquant.errors import BadModel
 from hubquant.model import mxfp4
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.conv1d import make_linears
-from hubquant.model.experts import routers, take_apart
+from hubquant.model.experts import NoMemoryForExperts, routers, take_apart
 from hubquant.model.naming import NamedSource, StoredNames
 from hubquant.model.relay import Call, Relays
 
@@ -54,7 +54,7 @@ class Decoder:
         self.device = device or torch.device("cpu")
         self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         try:
-            with init_empty_weights(include_buffers=False):
+            with init_empty_weights(include_buffers=False), NoMemoryForExperts():
                 self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         except ValueError as error:
             why = str(error).splitlines()[0].split(". ")[0]

@@ -7,13 +7,30 @@ forward on calibration tokens.
 """
 
 from collections.abc import Iterator
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hubquant.errors import BadModel
 
+_LARGE = 2**20
 LINEARS = ("gate_proj", "up_proj", "down_proj")
+
+
+class NoMemoryForExperts(TorchFunctionMode):
+    """While models are built without weights: stacks of matrices start on meta too. accelerate's init_empty_weights lets them be
+    allocated first, and one layer's experts may ask for more than the machine has; no buffer is that large."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones):
+            size = args[0] if args and isinstance(args[0], list | tuple | torch.Size) else args
+            if len(size) > 2 and prod(size) >= _LARGE:
+                kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
 
 
 class Expert(nn.Module):
@@ -88,8 +105,8 @@ class Experts(nn.Module):
 class Fused:
     """The layout of a fused experts module: which part of which parameter each expert's linear is. Its weights stay on meta."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: Any) -> None:
+        self.module: Any = module  # of any class that follows the interface
         self.has_gate, self.has_bias = bool(module.has_gate), bool(module.has_bias)
         self.transposed, self.concatenated = bool(module.is_transposed), bool(module.is_concatenated)
         down = module.get_parameter("down_proj")
@@ -137,8 +154,8 @@ class Fused:
             for name, value in expert.named_parameters():
                 self.part(name, real[self.parameter(name)][index]).copy_(value)
         try:
-            for name, value in real.items():
-                self.module._parameters[name] = nn.Parameter(value, requires_grad=False)
+            for name in real:
+                self.module._parameters[name] = nn.Parameter(real[name], requires_grad=False)
             output: Tensor = self.module(*inputs)
         finally:
             self.module._parameters.update(parameters)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint
@@ -101,6 +101,24 @@ def test_a_missing_expert_is_named(mixture_of_experts: Models, tmp_path: Path) -
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(BadModel, match=r"layers\.1\.mlp\.experts\.2\.gate_proj\.weight is missing"):
         decoder_of(tmp_path)
+
+
+def test_no_memory_is_asked_for_experts() -> None:
+    """A layer of DeepSeek-V3: 45 GB of experts in float32."""
+
+    class Empty:
+        def names(self) -> list[str]:
+            return []
+
+        def tensor(self, name: str) -> Tensor:
+            raise KeyError(name)
+
+        def as_saved(self, name: str) -> bool:
+            return False
+
+    config = AutoConfig.for_model("deepseek_v3", num_hidden_layers=1, first_k_dense_replace=0)
+    decoder = Decoder(config, Empty())
+    assert sum(n.startswith("model.layers.0.mlp.experts.255.") for n in decoder.shapes()) == 3
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
