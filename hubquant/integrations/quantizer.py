@@ -15,7 +15,7 @@ from transformers.quantizers.base import HfQuantizer
 from hubquant.errors import BadModel
 from hubquant.formats import awq, gptq
 from hubquant.integrations.experts import renamings, unfuse
-from hubquant.integrations.settings import AwqConfig, GPTQConfig
+from hubquant.integrations.settings import AutoRoundConfig, AwqConfig, GPTQConfig
 from hubquant.integrations.stored import Entry, aliases, entries, fit, kind, packed_names
 from hubquant.model.naming import StoredNames
 
@@ -29,11 +29,13 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
     format: ModuleType
     settings: type[GPTQConfig] | type[AwqConfig]
+    quantization_config: Any
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
         self._linears: dict[str, str] = {}  # what the files call each module that was replaced
         self._renamings: list[Any] = []
+        self._stored: dict[str, Entry] = {}
 
     @abstractmethod
     def packed_linear(self, name: str, in_features: int, out_features: int, bias: bool) -> nn.Module:
@@ -41,13 +43,13 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
         """Nothing but torch is needed; a config that was made before our loaders were in place is checked here."""
-        if not isinstance(self.quantization_config, self.settings):
+        if not isinstance(self.quantization_config, self.settings | AutoRoundConfig):
             self.quantization_config = self.settings(**self.quantization_config.to_dict())
 
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: Iterable[str] = (), **kwargs: Any
     ) -> None:
-        stored = entries(checkpoint_files or ())
+        self._stored = stored = entries(checkpoint_files or ())
         packed = packed_names(stored)
         if not packed:
             raise BadModel("quantization_config says the model is packed, but its files hold no tensor named *.qweight")
@@ -68,11 +70,11 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
         _check_all_found(model, packed, set(self._linears.values()))
         _check_dense(dense, {kind(n) for n in self._linears.values()}, stored)
 
-    def _replacement(self, name: str, linear: nn.Module, stored: Mapping[str, Entry]) -> nn.Module:
+    def _replacement(self, name: str, linear: nn.Linear | Conv1D, stored: Mapping[str, Entry]) -> nn.Module:
         if isinstance(linear, nn.Linear):
             in_features, out_features = linear.in_features, linear.out_features
         else:
-            in_features, out_features = linear.nx, linear.nf
+            in_features, out_features = linear.weight.shape
         with torch.device("meta"):
             layer = self.packed_linear(name, in_features, out_features, linear.bias is not None)
         fit(layer, name, stored)
@@ -121,7 +123,19 @@ class GptqLoader(_Loader):
         settings = self._settings(name)
         kind_of_layer = GptqCarryLinear if gptq.carries(settings) else GptqLinear
         size = _group_size(settings, in_features)
-        return kind_of_layer(in_features, out_features, gptq.width(settings), size, gptq.zero_offset(settings), bias)
+        layer = kind_of_layer(in_features, out_features, gptq.width(settings), size, gptq.zero_offset(settings), bias)
+        if not settings.get("desc_act") and not any(n.endswith(".g_idx") for n in self._stored):  # auto-round leaves them out
+            layer.register_buffer("g_idx", layer.get_buffer("g_idx"), persistent=False)
+        return layer
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
+        for module_name, name in self._linears.items():
+            layer = model.get_submodule(module_name)
+            if "g_idx" in layer._non_persistent_buffers_set:
+                empty = layer.get_buffer("g_idx")
+                size = _group_size(self._settings(name), empty.numel())
+                layer.g_idx = torch.arange(empty.numel(), dtype=torch.int32, device=empty.device) // size
+        super()._process_model_after_weight_loading(model, **kwargs)
 
 
 class AwqLoader(_Loader):
@@ -135,6 +149,14 @@ class AwqLoader(_Loader):
             return AWQ_LAYERS[awq.layout(settings)](in_features, out_features, _group_size(settings, in_features), bias)
         except ValueError as error:
             raise BadModel(f"{name}: {error}") from None
+
+
+def auto_round_loader(quantization_config: Any, **kwargs: Any) -> _Loader:
+    """auto-round's own method name stands before either layout."""
+    if not isinstance(quantization_config, AutoRoundConfig):
+        quantization_config = AutoRoundConfig(**quantization_config.to_dict())
+    loader = AwqLoader if quantization_config.packs_as_awq else GptqLoader
+    return loader(quantization_config, **kwargs)
 
 
 def _group_size(settings: Mapping[str, Any], in_features: int) -> int:

@@ -1,10 +1,11 @@
-"""`quantization_config` of a GPTQ or AWQ checkpoint, as its author wrote it: checked before the model is built, saved unchanged."""
+"""`quantization_config` of a packed checkpoint, as its author wrote it: checked before the model is built, saved unchanged."""
 
 import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from transformers.utils.quantization_config import AutoRoundConfig as StockAutoRoundConfig
 from transformers.utils.quantization_config import AwqConfig as StockAwqConfig
 from transformers.utils.quantization_config import GPTQConfig as StockGptqConfig
 
@@ -14,33 +15,47 @@ from hubquant.formats import awq, gptq
 SKIP, APPLY = "-:", "+:"  # before a pattern of GPTQModel's `dynamic`: leave the module dense, or override its settings
 OVERRIDES = ("bits", "group_size", "sym", "desc_act")
 PACK_DTYPE = "int32"
+# how auto-round names the layouts, in the words of the two formats
+AUTO_ROUND: dict[str, dict[str, Any]] = {
+    "auto_round:auto_gptq": {"quant_method": "gptq", "checkpoint_format": "gptq"},
+    "auto_round:gptqmodel": {"quant_method": "gptq", "checkpoint_format": "gptq_v2"},
+    "auto_round": {"quant_method": "gptq", "checkpoint_format": "gptq_v2"},
+    "auto_round:auto_awq": {"quant_method": "awq", "version": "gemm"},
+}
 
 
 class _Block:
-    """What the two have in common. `block` is config.json's, and what `to_dict` gives back."""
+    """What they have in common. `block` is config.json's, and what `to_dict` gives back."""
 
     block: dict[str, Any]
     check_format: Callable[[Mapping[str, Any]], None]
 
     def _read(self, block: dict[str, Any]) -> None:
         self.block = block
-        _check(block)
-        type(self).check_format(block)
+        self._meant = self._meaning()
+        self._check(self._meant)
         for pattern, override in (block.get("dynamic") or {}).items():
             _check_override(pattern, override)
-            if isinstance(override, Mapping):
-                _check(block | override)
-                self.check_format(block | override)
+            if isinstance(override, dict):
+                self._check(self._meant | override)
         self.bits, self.group_size = block["bits"], block["group_size"]
         self.desc_act, self.sym = bool(block.get("desc_act")), block.get("sym")
         self.backend = self.max_input_length = None  # what a caller's own config may set when it is merged into this one
+
+    def _meaning(self) -> dict[str, Any]:
+        """The block in the words of its format."""
+        return self.block
+
+    def _check(self, settings: Mapping[str, Any]) -> None:
+        _check(settings)
+        type(self).check_format(settings)
 
     def of_linear(self, name: str) -> dict[str, Any]:
         """The settings of linear `name` of the files: the first pattern of `dynamic` that matches overrides the block's."""
         for pattern, override in (self.block.get("dynamic") or {}).items():
             if re.match(pattern.removeprefix(SKIP).removeprefix(APPLY), name):
-                return self.block if pattern.startswith(SKIP) else self.block | {k: override[k] for k in OVERRIDES if k in override}
-        return self.block
+                return self._meant if pattern.startswith(SKIP) else self._meant | _known(override)
+        return self._meant
 
     def to_dict(self) -> dict[str, Any]:
         return copy.deepcopy(self.block)
@@ -64,6 +79,43 @@ class AwqConfig(_Block, StockAwqConfig):  # type: ignore[misc]
         self._read(block)
 
 
+class AutoRoundConfig(_Block, StockAutoRoundConfig):  # type: ignore[misc]
+    """auto-round's own method name around the same layouts; `extra_config` overrides settings by a linear's name or a pattern."""
+
+    def __init__(self, **block: Any) -> None:
+        self.quant_method = "auto-round"
+        self._read(block)
+
+    def _meaning(self) -> dict[str, Any]:
+        packing = self.block.get("packing_format", "auto_round:auto_gptq")
+        if packing not in AUTO_ROUND:
+            raise BadModel(f"quantization_config.packing_format is {packing!r}; hubquant reads {', '.join(AUTO_ROUND)}")
+        if self.block.get("data_type", "int") != "int" or self.block.get("act_bits", 16) not in (None, 16, 32):
+            raise BadModel(
+                f"quantization_config has data_type {self.block.get('data_type')!r} and act_bits {self.block.get('act_bits')!r}; "
+                "hubquant reads weights in integers, with activations as they are"
+            )
+        return self.block | AUTO_ROUND[packing]
+
+    @staticmethod
+    def check_format(settings: Mapping[str, Any]) -> None:
+        (awq if settings["quant_method"] == "awq" else gptq).check_config(settings)
+
+    @property
+    def packs_as_awq(self) -> bool:
+        return bool(self._meant["quant_method"] == "awq")
+
+    def of_linear(self, name: str) -> dict[str, Any]:
+        for pattern, override in (self.block.get("extra_config") or {}).items():
+            if pattern == name or re.fullmatch(pattern, name):
+                return self._meant | _known(override)
+        return self._meant
+
+
+def _known(override: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: override[k] for k in OVERRIDES if k in override}
+
+
 def _check(block: Mapping[str, Any]) -> None:
     for name in ("bits", "group_size"):
         if name not in block:
@@ -82,5 +134,5 @@ def _check_override(pattern: str, override: Any) -> None:
         re.compile(pattern.removeprefix(SKIP).removeprefix(APPLY))
     except re.error as error:
         raise BadModel(f"quantization_config.dynamic has pattern {pattern!r}, which is no regular expression: {error}") from None
-    if not pattern.startswith(SKIP) and not isinstance(override, Mapping):
+    if not pattern.startswith(SKIP) and not isinstance(override, dict):
         raise BadModel(f"quantization_config.dynamic[{pattern!r}] is {override!r}; it is a table of settings")

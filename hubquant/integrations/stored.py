@@ -52,7 +52,8 @@ def fit(layer: nn.Module, name: str, stored: Mapping[str, Entry]) -> None:
 
     Raises BadModel for a tensor that is missing, or of another shape or type.
     """
-    for suffix, buffer in list(layer.named_buffers()):
+    for suffix in [s for s, _ in layer.named_buffers() if s not in layer._non_persistent_buffers_set]:
+        buffer = layer.get_buffer(suffix)
         tensor = f"{name}.{suffix}"
         if tensor not in stored:
             raise BadModel(f"tensor {tensor} is missing from the files")
