@@ -18,8 +18,8 @@ ROPE_TENSORS = (ROPE_FREQS, LONG_FACTORS, SHORT_FACTORS)
 def rope_parameters(config: Config, layer_type: str = "full_attention") -> dict[str, Any]:
     """transformers 5 writes rope_parameters with rope_theta inside, some models one for each type of layer; 4 wrote
     rope_scaling beside rope_theta."""
-    stated = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    parameters = dict(stated.get(layer_type, stated))
+    stated: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    parameters: dict[str, Any] = dict(stated.get(layer_type) or stated)
     parameters.setdefault("rope_type", parameters.get("type") or "default")
     parameters.setdefault("rope_theta", config.get("rope_theta", 10000.0))
     parameters.setdefault("partial_rotary_factor", config.get("partial_rotary_factor") or 1.0)

@@ -130,10 +130,8 @@ class Layout:
             form, own = family.forms.get(name, AS_IT_IS), family.names.get(name)
             for expert in range(whole_number(parameters, "expert_count") if EXPERT in name else 1):
                 hf_name = prefix + name.replace(EXPERT, str(expert))
-                places = [replace(p, index=p.index + expert) for p in form.places]
-                self._places[hf_name] = tuple(
-                    (gguf_prefix + (p.name or own) if p.name or own else _mapped(map_, hf_name), p) for p in places
-                )
+                named = [(p.name or own, replace(p, index=p.index + expert)) for p in form.places]
+                self._places[hf_name] = tuple((gguf_prefix + n if n else _mapped(map_, hf_name), p) for n, p in named)
                 self._form[hf_name] = form
                 self.needed += [hf_name] * needed
 
