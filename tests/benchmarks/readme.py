@@ -6,6 +6,7 @@ python tests/benchmarks/readme.py --picture  run the demo and draw what it print
 python tests/benchmarks/readme.py --keep DIR NAME   keep DIR/hubquant.json as results/NAME.json, without its tensors
 """
 
+import json
 import re
 import sys
 import tempfile
@@ -22,6 +23,7 @@ from hubquant.recipe import VARIANTS, Variant
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
+GENERATION = RESULTS / "cpu" / "llama-1.1b.json"
 LOADS = {
     "gptq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
     "awq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
@@ -70,7 +72,30 @@ def quality() -> str:
     return "\n\n".join(parts)
 
 
-PARTS = {"variants": variants, "commands": commands, "quality": quality}
+def generation() -> str:
+    kept = json.loads(GENERATION.read_text())
+    base = kept["weights"]["bfloat16"]
+    rows = [
+        [
+            name,
+            f"{w['tokens_per_cpu_second']:.1f}",
+            f"{w['tokens_per_cpu_second'] / base['tokens_per_cpu_second']:.2f}",
+            size(w["tensor_bytes"]),
+            size(w["touched_bytes"]),
+            f"{w['touched_bytes'] / base['touched_bytes']:.2f}",
+        ]
+        for name, w in kept["weights"].items()
+    ]
+    headings = ["weights", "tokens per second of CPU time", "of bfloat16's", "tensors", "memory touched", "of bfloat16's"]
+    return (
+        f"{kept['parameters'] / 1e9:.1f} billion random weights of Llama's shape on one thread ({kept['instructions']}"
+        f"{', AMX' if kept['amx'] else ''}), {kept['new_tokens']} tokens after a prompt of {kept['prompt']}, best of "
+        f"{kept['best_of']}:\n\n" + table(headings, rows) + f"\n\ntorch {kept['torch']}, transformers {kept['transformers']}; "
+        "on a shared machine, so CPU time. Few rows are multiplied in bfloat16."
+    )
+
+
+PARTS = {"variants": variants, "commands": commands, "quality": quality, "generation": generation}
 
 
 def rendered(text: str) -> str:
