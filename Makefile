@@ -20,7 +20,7 @@ test: $(VENV)/.installed   ## every test that needs no other tool
 test-kernels: $(VENV)/.installed   ## the Triton kernels without a GPU: interpreted, with seeded bugs, and compiled ahead of time
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/interpreted
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutate.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/compiled
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/compiled tests/kernels/packaged
 
 # llama-cpp-python comes as source: building it takes 10 to 20 minutes on two cores
 $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt

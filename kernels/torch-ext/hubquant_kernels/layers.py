@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from . import int4_cpu
 from .awq_gemv import ROWS, dequantize_awq_gemv, dequantize_awq_gemv_fast, padded_groups
+from .forwards import AwqForward as AwqForward  # the kernels library looks for layers in the module of this name
+from .forwards import GptqForward as GptqForward
 from .int4_matmul import matmul_awq, matmul_dense, matmul_gptq
 from .pack import from_awq_order, pack_words, to_awq_order, unpack_words
 
