@@ -13,6 +13,8 @@ KEPT_BITS = 16
 def bits_per_weight(variant: Variant) -> float:
     """Of what the variant quantizes, scales and zero points included. Mixtures keep a few tensors of a small model wider than
     those of the 8 B model their figures are from, so a small model comes out larger."""
+    if variant.bits_per_weight:
+        return variant.bits_per_weight
     if variant.mixture:
         return mixture(variant.mixture).bits_per_weight
     return variant.bits + (SCALE_BITS + variant.bits) / variant.group_size  # a symmetric variant stores zero points too

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from itertools import takewhile
 from typing import Literal
 
@@ -23,7 +24,8 @@ class Variant(Frozen):
     """One thing that can be made of a base model.
 
     `bits` is the nominal width (the gate's limits go by it). GPTQ and AWQ use `group_size` (input channels that share a
-    scale) and `symmetric`; GGUF uses `mixture`, llama.cpp's name for its choice of types per tensor.
+    scale) and `symmetric`; GGUF uses `mixture`, llama.cpp's name for its choice of types per tensor, or a name for a choice by
+    measured sensitivity, with its budget of `bits_per_weight` for the whole file.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Variant(Frozen):
     group_size: int = 0
     symmetric: bool = True
     mixture: str = ""
+    bits_per_weight: float = 0.0
 
     @property
     def repo_suffix(self) -> str:
@@ -63,12 +66,32 @@ VARIANTS: dict[str, Variant] = {
 DEFAULT_VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q8_0", "gguf-q6_k", "gguf-q4_k_m")
 
 
+_AUTO = re.compile(r"gguf-auto@(\d+(?:\.\d+)?)bpw")
+# What a file of that budget is called beside its budget, in a word that the Hub and llama.cpp know.
+_CALLED = {
+    8.5: "Q8_0", 6.5: "Q6_K", 5.5: "Q5_K_M", 4.5: "Q4_K_M", 4.25: "IQ4_XS",
+    3.4: "Q3_K_M", 3.0: "IQ3_XXS", 2.5: "IQ2_S", 2.0: "IQ2_XXS", 1.7: "IQ1_M",
+}  # fmt: skip
+
+
 def variant(name: str) -> Variant:
-    """The variant of that name. Raises UsageError naming the known ones."""
-    try:
+    """The variant of that name: one of VARIANTS, or gguf-auto@4.5bpw with any budget. Raises UsageError naming the known ones."""
+    if name in VARIANTS:
         return VARIANTS[name]
-    except KeyError:
-        raise UsageError(f"unknown variant {name!r}; known: {', '.join(VARIANTS)}") from None
+    found = _AUTO.fullmatch(name)
+    if found is None:
+        raise UsageError(f"unknown variant {name!r}; known: {', '.join(VARIANTS)}, gguf-auto@4.5bpw (any number)")
+    budget = float(found[1])
+    if not min(_CALLED) <= budget <= 16:
+        raise UsageError(f"{name}: no file has {budget:g} bits per weight; ask for {min(_CALLED):g} to 16")
+    called = next(word for bits, word in _CALLED.items() if bits <= budget)
+    return Variant(
+        name=f"gguf-auto@{budget:g}bpw",
+        format="gguf",
+        bits=int(budget),
+        mixture=f"{budget:g}BPW-{called}_AUTO",
+        bits_per_weight=budget,
+    )
 
 
 class Calibration(Frozen):

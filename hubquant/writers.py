@@ -7,6 +7,7 @@ from hubquant.artifact import Base
 from hubquant.calibrate.source import text_name
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.artifact import GgufArtifactWriter
+from hubquant.formats.gguf.auto import AutoArtifactWriter
 from hubquant.formats.gguf.converter import FOLDER, convert, converter
 from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.metadata import Provenance, general
@@ -51,6 +52,8 @@ def writers_of_folder(
                 transposed=decoder.transposed,
                 stored=decoder.names.stored,
             )
+        if wanted.bits_per_weight:
+            return AutoArtifactWriter(wanted, folder, model, shapes, provenance, imatrix, recipe.max_file_bytes)
         try:
             return GgufArtifactWriter(wanted, folder, model, shapes, provenance, imatrix, recipe.max_file_bytes)
         except BadModel as error:
@@ -95,6 +98,8 @@ def writers_of_gguf(
     def make(wanted: Variant) -> ArtifactWriter:
         if wanted.format != "gguf":
             raise BadModel("a GGUF file makes GGUF variants only; name the model's folder or its repo for this one")
+        if wanted.bits_per_weight:
+            raise BadModel("a choice by sensitivity is made from a model's folder or its repo, not from a GGUF file")
         folder, limit = out / wanted.folder, recipe.max_file_bytes
         return SkeletonWriter(wanted, folder, base.repo_id, skeleton, imatrix, matrices=matrices, covered=covered, max_bytes=limit)
 

@@ -15,7 +15,8 @@ from hubquant.hub.frontmatter import front_matter
 from hubquant.hub.howto import run_parts
 from hubquant.hub.markup import Markup, code, escape, link, render
 from hubquant.hub.recipelines import recipe_lines, type_of
-from hubquant.recipe import VARIANTS, Variant
+from hubquant.recipe import Variant
+from hubquant.recipe import variant as variant_of
 
 SCHEMA = 1
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -36,7 +37,7 @@ NOTICES = {
 
 def build(report: Report, repo_id: str, base: BaseCard, endpoint: str = "https://huggingface.co", quantized_by: str = "") -> str:
     """The README.md of `repo_id`. `report` holds that repo's variants only (`manifest.restrict`)."""
-    variants = [VARIANTS[artifact.variant] for artifact in report.artifacts]
+    variants = [variant_of(artifact.variant) for artifact in report.artifacts]
     context = min(CONTEXT_TOKENS, base.context_length or CONTEXT_TOKENS)
     rows = [_file_row(report, artifact, base, context) for artifact in report.artifacts]
     return render(
@@ -148,7 +149,7 @@ def _file_row(report: Report, artifact: Artifact, base: BaseCard, context: int) 
     return {
         "file": artifact.main_file,
         "more": len(weights) - 1,
-        "type": type_of(VARIANTS[artifact.variant]),
+        "type": type_of(variant_of(artifact.variant)),
         "bits": f"{artifact.bits_per_weight:.2f}",
         "size": size(artifact.size_bytes),
         "memory": size(memory) if base.kv_bytes_per_token else "unknown",

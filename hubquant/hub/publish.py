@@ -20,7 +20,8 @@ from hubquant.hub.failures import HeadMoved
 from hubquant.hub.files import File
 from hubquant.hub.manifest import Manifest
 from hubquant.hub.records import Records
-from hubquant.recipe import VARIANTS, Frozen, Recipe, Variant
+from hubquant.recipe import Frozen, Recipe, Variant
+from hubquant.recipe import variant as variant_of
 
 MAX_NAME = 96
 OURS = re.compile(r"-(AWQ(-Int\d)?|GPTQ-Int\d|GGUF)$")
@@ -55,7 +56,7 @@ def repo_id_for(base_repo_id: str, variant: Variant, namespace: str) -> str:
 
 def repo_ids(base: Base, recipe: Recipe, namespace: str) -> list[str]:
     """Every repo that the recipe would make of the base."""
-    return list(dict.fromkeys(repo_id_for(base.repo_id, VARIANTS[name], namespace) for name in recipe.variants))
+    return list(dict.fromkeys(repo_id_for(base.repo_id, variant_of(name), namespace) for name in recipe.variants))
 
 
 def plan(report: Report, namespace: str) -> list[RepoPlan]:
@@ -64,7 +65,9 @@ def plan(report: Report, namespace: str) -> list[RepoPlan]:
     grouped: dict[str, list[str]] = {}
     for artifact in report.artifacts:
         if artifact.variant not in refusals:
-            grouped.setdefault(repo_id_for(report.base.repo_id, VARIANTS[artifact.variant], namespace), []).append(artifact.variant)
+            grouped.setdefault(repo_id_for(report.base.repo_id, variant_of(artifact.variant), namespace), []).append(
+                artifact.variant
+            )
     return [RepoPlan(repo_id=repo_id, variants=tuple(names)) for repo_id, names in grouped.items()]
 
 
@@ -73,7 +76,7 @@ def refused(report: Report) -> dict[str, str]:
     reasons: dict[str, str] = {}
     taken: set[str] = set()
     for artifact in report.artifacts:
-        variant = VARIANTS[artifact.variant]
+        variant = variant_of(artifact.variant)
         if not report.passed(variant.name):
             failed = [f"{v.check}: {v.reason}" for v in report.verdicts if v.variant == variant.name and not v.passed]
             reasons[variant.name] = "; ".join(failed) or "not measured"
@@ -129,7 +132,7 @@ def contents(hub: Hub, repo: RepoPlan, report: Report, folder: Path, settings: P
         if found := manifest.problems(folder / artifact.folder, artifact.files):
             raise HubquantError(f"{folder / artifact.folder} is not what was measured: {'; '.join(found)}; make {name} again")
         by_path |= {path: File(path, folder / artifact.folder / path, sha256) for path, sha256 in artifact.files.items()}
-        if VARIANTS[name].format != "gguf":
+        if variant_of(name).format != "gguf":
             _check_config(folder / artifact.folder / "config.json")
     files = list(by_path.values())
     base, texts = _from_base(hub, report.base, model_folder)

@@ -17,6 +17,7 @@ from hubquant.errors import HubquantError
 from hubquant.hub import publish
 from hubquant.hub.client import Hub
 from hubquant.recipe import VARIANTS, Frozen, Variant
+from hubquant.recipe import variant as variant_of
 
 START = "Name a model and press Check: you will see whether it can be made and how large it would be, before anything is asked for."
 
@@ -84,7 +85,7 @@ def _config(hub: Hub, base: Base) -> dict[str, Any]:
 def _preview(decision: Decision, config: dict[str, Any], endpoint: str) -> str:
     job, rows = decision.job, []
     if job is not None:
-        for variant in (VARIANTS[name] for name in job.recipe.variants):
+        for variant in map(variant_of, job.recipe.variants):
             repo_id = publish.repo_id_for(job.base.repo_id, variant, job.namespace)
             size_bytes = estimate.size_bytes(variant, job.base.parameters, estimate.vocabulary_parameters(config))
             rows.append((label(variant), repo_id, size_bytes))

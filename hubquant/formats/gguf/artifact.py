@@ -13,6 +13,7 @@ from hubquant.artifact import Artifact, TensorRecord, file_sha256
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.formats.gguf.imatrix import IMATRIX_FILE, Imatrix, ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance
+from hubquant.formats.gguf.mixtures import Chosen
 from hubquant.formats.gguf.writer import GgufWriter
 from hubquant.model.layer import Layer
 from hubquant.quantize.ggml import NEEDS_IMPORTANCE
@@ -31,6 +32,7 @@ class GgufArtifactWriter:
         provenance: Provenance,
         imatrix: Imatrix,
         max_bytes: int = MAX_FILE_BYTES,
+        chosen: Chosen | None = None,
     ) -> None:
         self.variant, self.folder, self.imatrix = variant, folder, imatrix
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +40,7 @@ class GgufArtifactWriter:
         self.n_parameters = sum(prod(s) for s in shapes.values())
         info = ImatrixInfo(file=IMATRIX_FILE, dataset=imatrix.dataset, chunks=imatrix.chunks)
         config = json.loads((base / "config.json").read_text())
-        self._writer = GgufWriter(
+        self.writer = GgufWriter(
             folder / self.file,
             base,
             config,
@@ -47,43 +49,44 @@ class GgufArtifactWriter:
             provenance=provenance,
             imatrix=info,
             max_bytes=max_bytes,
+            chosen=chosen,
         )
-        self._records: list[TensorRecord] = []
-        self._seconds = 0.0
+        self.records: list[TensorRecord] = []
+        self.seconds = 0.0
 
     def add_outside(self, name: str, tensor: Tensor) -> None:
-        if self._writer.type_of(name) is not None:
-            self._records.append(self._writer.add(name, tensor))
+        if self.writer.type_of(name) is not None:
+            self.records.append(self.writer.add(name, tensor))
 
     def add_layer(self, layer: Layer) -> None:
         started = time.monotonic()
         for name, weight in layer.tensors.items():
             full_name = layer.prefix + name
-            if self._writer.type_of(full_name) is None:
+            if self.writer.type_of(full_name) is None:
                 continue
             statistics = layer.statistics_of(name)
             if statistics is None:
-                self._writer.add(full_name, weight)
+                self.writer.add(full_name, weight)
                 continue
-            for name, matrices, of in self._writer.matrices(full_name):
+            for name, matrices, of in self.writer.matrices(full_name):
                 self.imatrix.add(name, statistics.hessian.diagonal(), statistics.n_tokens, matrices, of)
-            self._records.append(self._add(full_name, weight, statistics))
-        self._seconds += time.monotonic() - started
+            self.records.append(self._add(full_name, weight, statistics))
+        self.seconds += time.monotonic() - started
 
     def _add(self, name: str, weight: Tensor, statistics: InputStatistics) -> TensorRecord:
         """Of a starved input the importance is not used, but by the types that cannot do without one."""
         if not statistics.starved:
-            return self._writer.add(name, weight, statistics.importance, statistics.output_error)
-        kinds = (self._writer.type_of(name) or "").split("+")
+            return self.writer.add(name, weight, statistics.importance, statistics.output_error)
+        kinds = (self.writer.type_of(name) or "").split("+")
         equal = torch.ones_like(statistics.abs_sum) if NEEDS_IMPORTANCE.intersection(kinds) else None
-        record = self._writer.add(name, weight, equal)
+        record = self.writer.add(name, weight, equal)
         note = f"no importance: {statistics.shortage}"
         return record.model_copy(update={"note": "; ".join(filter(None, (record.note, note)))})
 
     def finish(self) -> Artifact:
-        self._writer.finish()
+        self.writer.finish()
         self.imatrix.write(self.folder / IMATRIX_FILE)
-        paths = self._writer.paths
+        paths = self.writer.paths
         size = sum(path.stat().st_size for path in paths)
         return Artifact(
             variant=self.variant.name,
@@ -91,9 +94,9 @@ class GgufArtifactWriter:
             files={str(p.relative_to(self.folder)): file_sha256(p) for p in (*paths, self.folder / IMATRIX_FILE)},
             size_bytes=size,
             bits_per_weight=8 * size / self.n_parameters,
-            tensors=tuple(self._records),
-            seconds=self._seconds,
+            tensors=tuple(self.records),
+            seconds=self.seconds,
         )
 
     def discard(self) -> None:
-        self._writer.discard()
+        self.writer.discard()

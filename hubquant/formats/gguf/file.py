@@ -20,6 +20,7 @@ from hubquant.formats.gguf.metadata import Typed, Value
 from hubquant.quantize.ggml import GGML_TYPES, row_bytes
 from hubquant.recipe import MAX_FILE_BYTES
 
+COPIED_BYTES = 1 << 26  # at a time
 UINT16, INT32 = gguf.GGUFValueType.UINT16, gguf.GGUFValueType.INT32
 
 
@@ -76,6 +77,22 @@ class GgufFile:
         with _disk(self._parts[number], data.numel()):
             self._files[number].seek(offset + start * self._tensors[name].row_bytes)
             self._files[number].write(data.cpu().contiguous().numpy().data)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all shards, reserved but not yet finished."""
+        return sum(part.stat().st_size for part in self._parts)
+
+    def copy(self, name: str, other: "GgufFile") -> None:
+        """A tensor as it stands in another file, whose plan for it is the same."""
+        number, offset = self._place[name]
+        their_number, their_offset = other._place[name]
+        size = self._tensors[name].size_bytes
+        for start in range(0, size, COPIED_BYTES):
+            with _disk(self._parts[number], size):
+                other._files[their_number].seek(their_offset + start)
+                self._files[number].seek(offset + start)
+                self._files[number].write(other._files[their_number].read(min(COPIED_BYTES, size - start)))
 
     def finish(self) -> None:
         """Makes the files durable and gives them their names."""

@@ -1,14 +1,14 @@
 """Which ggml type each tensor of a mixture gets: llama.cpp's own choices (llama_tensor_get_type in src/llama-quant.cpp)."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.filetypes import MIXTURES, Mixture, mixture
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, fallback
 
-__all__ = ["MIXTURES", "Dimensions", "Mixture", "is_quantized", "mixture", "tensor_types"]
+__all__ = ["MIXTURES", "Chosen", "Dimensions", "Mixture", "called_by", "is_quantized", "mixture", "tensor_types", "uniform"]
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 
@@ -66,6 +66,32 @@ class Dimensions:
     def shares_heads(self) -> bool:
         """Four query heads or more read one key and value head."""
         return self.n_head_kv > 0 and self.n_head // self.n_head_kv >= 4
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Types that are no mixture of llama.cpp's: of the shapes of all tensors, and the mixture whose file type the file bears."""
+
+    types: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, str]]
+    called: Mixture
+
+
+def uniform(kind: str) -> Chosen:
+    """One type for every matrix that a mixture may change; embeddings and head, whose importance the pass does not take, in the
+    nearest that does without."""
+    outside = {"IQ3_XXS": "IQ3_S"}.get(kind, "Q2_K") if kind in NEEDS_IMPORTANCE else kind
+
+    def types(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
+        wanted = {name: kind if name.startswith("blk.") else outside for name in shapes}
+        return {n: fallback(wanted[n], shape[-1]) if is_quantized(n, shape) else "F32" for n, shape in shapes.items()}
+
+    return Chosen(types, called_by(kind))
+
+
+def called_by(kind: str) -> Mixture:
+    """The mixture for a file whose most common type is `kind`: the middle one of those that begin with it."""
+    names = [name for name, known in MIXTURES.items() if known.base == kind]
+    return MIXTURES[f"{kind}_M" if f"{kind}_M" in names else names[0]]
 
 
 def is_quantized(tensor: str, shape: tuple[int, ...]) -> bool:

@@ -17,7 +17,7 @@ from hubquant.formats.gguf.file import GgufFile, TensorPlan
 from hubquant.formats.gguf.hyperparameters import completed
 from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance, Value, general
-from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
+from hubquant.formats.gguf.mixtures import Chosen, Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, decode, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
@@ -28,7 +28,7 @@ class GgufWriter:
 
     `tensors`: Hugging Face name → shape of every tensor of the checkpoint. Used as a context manager, an exception removes
     what was written. Raises BadModel, before anything is written, if llama.cpp would not compute what the model does, or a
-    tensor is missing; DiskFull if the file does not fit.
+    tensor is missing; DiskFull if the file does not fit. `chosen` stands for the mixture of the variant where that is none.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class GgufWriter:
         provenance: Provenance,
         imatrix: ImatrixInfo | None = None,
         max_bytes: int = MAX_FILE_BYTES,
+        chosen: Chosen | None = None,
     ) -> None:
         self.path = path
         self._family = family_of_model(config)
@@ -63,19 +64,23 @@ class GgufWriter:
         heads_kv = whole_number(self._parameters, "attention.head_count_kv")
         experts = whole_number(self._parameters, "expert_count") if "expert_count" in self._parameters else 0
         dimensions = Dimensions(self._family.architecture, n_layer, heads, heads_kv, experts)
-        self._base = mixture(variant.mixture).base
-        self._types = tensor_types(variant.mixture, shapes, dimensions, imatrix is not None)
+        called = mixture(variant.mixture) if chosen is None else chosen.called
+        self._base = called.base
+        if chosen is None:
+            self._types = tensor_types(variant.mixture, shapes, dimensions, imatrix is not None)
+        else:
+            self._types = dict(chosen.types(shapes))
         self._shapes = shapes
         parameters = sum(prod(shape) for shape in shapes.values())
         entries = sum(len(shape) > 1 and name.startswith("blk.") for name, shape in shapes.items())
         values: dict[str, Value] = {
-            **general(provenance, mixture(variant.mixture), imatrix, parameters, entries),
+            **general(provenance, called, imatrix, parameters, entries),
             **{f"{self._family.architecture}.{key}": value for key, value in self._parameters.items()},
             **tokenizer_values(checkpoint_folder, config, n_vocab, provenance.name),
         }
         self._missing = set(self._announced)
-        plans = {name: TensorPlan(self._types[name], shape) for name, shape in shapes.items()}
-        self._file = GgufFile(path, self._family.architecture, values, plans, max_bytes)
+        self.plans = {name: TensorPlan(self._types[name], shape) for name, shape in shapes.items()}
+        self._file = GgufFile(path, self._family.architecture, values, self.plans, max_bytes)
         for name, tensor in extra.items():
             self._file.write(name, 0, encode(tensor[None], "F32"))
 
@@ -117,10 +122,15 @@ class GgufWriter:
             if back is not None:
                 slot.put_back(decode(data, kind).view(values.shape), back, self._parameters)
         self._missing.remove(hf_name)
-        error = None if measure is None or back is None else measure(weight.float(), back)
-        return TensorRecord(
-            name=hf_name, type=self.type_of(hf_name) or "", output_error=error, note=self._note(self._slots[hf_name])
-        )
+        output_error = None if measure is None or back is None else measure(weight.float(), back)
+        note = self._note(self._slots[hf_name])
+        return TensorRecord(name=hf_name, type=self.type_of(hf_name) or "", output_error=output_error, note=note)
+
+    def copy(self, sources: Mapping[str, "GgufWriter"]) -> None:
+        """Takes every tensor as another writer of the same model has it: GGUF name → writer."""
+        for name, source in sources.items():
+            self._file.copy(name, source._file)
+        self._missing.clear()
 
     def finish(self) -> None:
         """Makes the file durable and gives it its name. Raises BadModel if a tensor was never added."""
@@ -128,6 +138,11 @@ class GgufWriter:
             first = min(self._missing)
             raise BadModel(f"{self.path.name}: {len(self._missing)} tensors were never written, the first is {first}")
         self._file.finish()
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole file, which takes its place before the first tensor comes."""
+        return self._file.size_bytes
 
     @property
     def paths(self) -> list[Path]:
