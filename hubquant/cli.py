@@ -228,6 +228,23 @@ def demo(
         _print_json(result)
 
 
+class KernelsVerb(StrEnum):
+    bench = "bench"
+
+
+@app.command()
+def kernels(
+    verb: Annotated[KernelsVerb, typer.Argument(help="bench: time them on this machine's GPU.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The CSV.")] = Path("kernels.csv"),
+    only: Annotated[str, typer.Option(help="Only kernels with this in their name.")] = "",
+) -> None:
+    """The GPU kernels timed beside torch, torch.compile and Marlin: one CSV with device and versions. Needs a GPU."""
+    from hubquant.kernelbench import bench
+
+    lines = console.people()
+    lines.print(f"{bench(out, only, lines.print)} cases: {out}")
+
+
 @app.command(name="install-hf-extension")
 def install_hf_extension() -> None:
     """Make `hf quant …` run hubquant, as an extension of the Hub's own command line."""

@@ -1,0 +1,26 @@
+"""One group of GPTQ: the search for its scale and the column loop, of one matrix and of the experts of a layer."""
+
+import torch
+from case import Case, Run
+from hubquant_kernels.gptq_block import gptq_group
+
+GROUP = 128
+
+
+def cases() -> list[Case]:
+    return [_case(*shape, symmetric) for shape in ((1, 4096), (1, 14336), (64, 1536)) for symmetric in (True, False)]
+
+
+def _case(batch: int, out: int, symmetric: bool) -> Case:
+    def prepare() -> dict[str, Run]:
+        weight = 0.02 * torch.randn(batch, out, GROUP, device="cuda")
+        x = torch.randn(batch, 4 * GROUP, GROUP, device="cuda")
+        factor = torch.linalg.cholesky(torch.linalg.inv(x.mT @ x), upper=True)
+        arguments = (weight, factor, torch.linalg.inv(factor), torch.ones(batch, GROUP, dtype=torch.bool, device="cuda"))
+        return {
+            "triton": lambda: gptq_group(*arguments, 4, symmetric),
+            "definition": lambda: gptq_group._init_fn(*arguments, 4, symmetric),
+        }
+
+    kind = "symmetric" if symmetric else "asymmetric"
+    return Case("gptq_group", f"{batch} x {out} x {GROUP}, {kind}", prepare, 9.0 * batch * out * GROUP)
