@@ -19,8 +19,10 @@ MIDDLE = 8  # the code that torch takes for zero
 
 def fits(n_out: int, n_in: int, group_size: int) -> bool:
     """Whether torch has the product for these sizes on this machine, in an order that is understood here."""
-    known = n_out % 16 == 0 and n_in % group_size == 0 and _block(group_size) is not None and _rows() is not None
-    return known and (n_out % _rows() == 0 or _order(n_out % _rows()) is not None)
+    rows = _rows()
+    if rows is None or n_out % 16 or n_in % group_size or _block(group_size) is None:
+        return False
+    return n_out % rows == 0 or _order(n_out % rows) is not None
 
 
 def repack(codes: Tensor) -> Tensor:

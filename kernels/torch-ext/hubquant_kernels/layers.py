@@ -22,11 +22,19 @@ class Int4Linear(nn.Module):
     """What GPTQ's and AWQ's linears have in common: their 4-bit words can be put into a faster order, and back.
 
     `prepare` is called once the buffers are filled. On a CPU it takes the words' place by torch's own order; elsewhere
-    it sorts GPTQ's channels by group. Only `qweight` is gone or changed then: a state dict holds the file's again, and
+    it sorts GPTQ's channels by group. Only `qweight` is empty or changed then: a state dict holds the file's again, and
     whatever moves or converts the layer finds the file's buffers.
     """
 
     bits = 4
+    qweight: Tensor
+    qzeros: Tensor
+    scales: Tensor
+    bias: Tensor | None
+    order: Tensor | None
+    packed: Tensor | None
+    pairs: Tensor
+    zeros: Tensor
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
@@ -65,11 +73,10 @@ class Int4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.order is not None:
             x = x[..., self.order]
-        out = (
-            self._product(x)
-            if self.packed is None
-            else int4_cpu.matmul_repacked(x, self.packed, self.pairs, self.scales, self.zeros)
-        )
+        if self.packed is None:
+            out = self._product(x)
+        else:
+            out = int4_cpu.matmul_repacked(x, self.packed, self.pairs, self.scales, self.zeros)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
     def _file_words(self) -> Tensor:
@@ -89,7 +96,7 @@ class Int4Linear(nn.Module):
         prepared = self.packed is not None or self.in_groups
         if prepared:
             self.restore()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if prepared:
             self.prepare()
         return self
@@ -117,6 +124,8 @@ class Int4Linear(nn.Module):
 
 class GptqLinear(Int4Linear):
     """y = x Wᵀ + b with W in GPTQ's layout: `bits` 2, 3, 4 or 8, any g_idx; `zero_offset` 1 for version 1, 0 for version 2."""
+
+    g_idx: Tensor
 
     def __init__(self, in_features: int, out_features: int, bits: int, group_size: int, zero_offset: int, bias: bool) -> None:
         super().__init__(in_features, out_features)
@@ -201,6 +210,7 @@ class AwqGemvLinear(nn.Module):
     """y = x Wᵀ + b with W in AWQ's GEMV layout, 4 bits. Decoded at each call: the layout is older than GEMM and slow here."""
 
     decode = staticmethod(dequantize_awq_gemv)
+    bias: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, group_size: int, bias: bool) -> None:
         super().__init__()
