@@ -39,3 +39,13 @@ def test_strided_weights_are_read_as_they_are(name: str) -> None:
     relative = (ggml_dequantize(data, name) - weight).square().sum() / weight.square().sum()
     # a step of half the spread over 2^bits gives step²/12; 4 bits of a Gaussian block: about 0.6 %, 6 bits: 0.03 %
     assert relative < (0.0006 if name == "Q6_K" else 0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
+def test_best_on_a_gpu_has_about_the_error_of_the_cpu(name: str) -> None:
+    weight, importance = torch.randn(64, 1024), torch.rand(1024)
+    data = ggml_quantize(weight.cuda(), importance.cuda(), name, "best").cpu()
+    here = ggml_quantize(weight, importance, name, "best")
+    found, expected = ((ggml_dequantize(d, name) - weight).square().mul(importance).sum() for d in (data, here))
+    assert found <= 1.01 * expected  # the search of the CPU also tries ggml's own; that is worth less than a percent

@@ -17,12 +17,21 @@ from ..ggml_best_symmetric import SymmetricKind
 from ..ggml_quantize import ggml_quantize as operator
 from ..ggml_types import GGML_TYPES
 from . import kquant, legacy
-from .compilation import Compilation
+from .compilation import TARGETS, Compilation
 
-NUM_WARPS = 4
-COLUMNS = 32 * NUM_WARPS  # one sub-block per thread
-SHIPPED = (("Q4_0", False), ("Q4_1", True), ("Q4_K", True), ("Q4_K", False), ("Q2_K", True), ("Q3_K", True), ("Q6_K", True))
-SHIPPED += (("IQ4_XS", True),)
+COLUMNS = 128  # sub-blocks per program: one per thread
+NUM_WARPS, NUM_WAVES = COLUMNS // 32, COLUMNS // 64
+# types, and whether with importance
+SHIPPED = (
+    ("Q4_0", False),
+    ("Q4_1", True),
+    ("Q2_K", True),
+    ("Q3_K", True),
+    ("Q4_K", False),
+    ("Q4_K", True),
+    ("Q6_K", True),
+    ("IQ4_XS", True),
+)
 
 
 def _trials(kind: SymmetricKind) -> dict[str, Any]:
@@ -88,24 +97,25 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
             n_blocks,
             weight.shape[1] // size,
             **_constants(type_name, importance is not None),
-            num_warps=NUM_WARPS,
+            num_warps=NUM_WAVES if torch.version.hip else NUM_WARPS,
             enable_fp_fusion=True,
         )
     return data
 
 
-def _compilation(type_name: str, weighted: bool) -> Compilation:
+def _compilation(type_name: str, weighted: bool, wave: bool) -> Compilation:
     kind = GGML_TYPES[type_name]
     pointers = {"x": "*fp32", "importance": "*fp32", "data": "*u8", "halves": "*i16"}
     return Compilation(
-        name=f"ggml_quantize/{type_name.lower()}{'-importance' if weighted else ''}",
+        name=f"ggml_quantize/{type_name.lower()}{'-importance' * weighted}{'-wave64' * wave}",
         kernel=KERNELS[type_name][0],
         signature=pointers | {"n_blocks": "i32", "per_row": "i32"},
         constants=_constants(type_name, weighted),
         aligned=tuple(pointers),
-        num_warps=NUM_WARPS,
+        num_warps=NUM_WAVES if wave else NUM_WARPS,
         weights=COLUMNS * KERNELS[type_name][1].get("SIZE", kind.block_size),
+        targets=tuple(target for target in TARGETS if target.startswith("gfx") == wave),
     )
 
 
-COMPILATIONS = tuple(_compilation(*shipped) for shipped in SHIPPED)
+COMPILATIONS = tuple(_compilation(*shipped, wave) for wave in (False, True) for shipped in SHIPPED)
