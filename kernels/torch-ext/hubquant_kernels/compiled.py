@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def compile_for(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) ->
     import torch._inductor  # slow to import
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    examples = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
+    examples: list[Any] = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     with torch.no_grad():
         graph = make_fx(lambda *args: (function(*args),))(*examples)
         kernel = torch._inductor.compile(graph, examples, options=_OPTIONS)
