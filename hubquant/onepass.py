@@ -20,6 +20,8 @@ from hubquant.model.topology import LayerInput, Structure, find_inputs, structur
 
 # The sums of a layer's experts that are held at a time; what is no expert, and one expert, are always held whole.
 STATISTICS_BYTES = 4 * 2**30
+# How many experts have a say in the scale of what all of them read: each more costs a search.
+MAX_FOLLOWING = 8
 
 
 @torch.no_grad()
@@ -56,7 +58,8 @@ def one_pass(
             for part, (names, inputs) in enumerate(parts):
                 # the last part's forward makes the next layer's input; the sums of two parts are never held together
                 statistics = observe(decoder, index, module, inputs, hidden if part == len(parts) - 1 else hidden.clone())
-                layer = Layer(decoder.prefix(index), {n: tensors[n].float() for n in names}, tuple(inputs), statistics)
+                part_tensors = {n: tensors[n].float() for n in names}
+                layer = Layer(decoder.prefix(index), part_tensors, tuple(inputs), statistics, _following(tensors, known[alike]))
                 for writer in writers:
                     writer.add_layer(layer)
                 dropped += sum(s.dropped_rows for s in statistics.values())
@@ -87,6 +90,18 @@ def _parts(
         parts[-1].append(expert)
     for part in parts:
         yield [n for n in tensors if owner(n) in part], [i for i in inputs if owner(i.name) in part]
+
+
+def _following(tensors: Mapping[str, Tensor], inputs: Sequence[LayerInput]) -> dict[str, tuple[Tensor, ...]]:
+    """The weights of some evenly chosen experts by the input whose scale they take."""
+    followers: dict[str, list[LayerInput]] = {}
+    for read in inputs:
+        if read.follows:
+            followers.setdefault(read.follows, []).append(read)
+    return {
+        name: tuple(tensors[f"{n}.weight"].float() for read in reads[:: -(-len(reads) // MAX_FOLLOWING)] for n in read.linears)
+        for name, reads in followers.items()
+    }
 
 
 def observe(

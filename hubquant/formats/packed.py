@@ -99,6 +99,7 @@ class PackedWriter:
         self.linears, self.kept = linears, linears - packable
         self.n_parameters = sum(torch.Size(s).numel() for s in shapes.values())
         self._shards = ShardWriter(folder)
+        self._folds: dict[str, Mapping[str, Tensor]] = {}
         self._records: list[TensorRecord] = []
         self._seconds = 0.0
 
@@ -108,7 +109,8 @@ class PackedWriter:
     def add_layer(self, layer: Layer) -> None:
         started = time.monotonic()
         scales = {i.name: self._scale(layer, i.name) for i in layer.inputs if i.absorber is not None}
-        folded = layer.folded(scales, STORED)
+        folded = layer.folded(scales, STORED, self._folds.get(layer.prefix))
+        self._folds = {layer.prefix: folded.folds}
         packed = {n for read in folded.inputs for n in self._quantize(folded, read)}
         for name, weight in folded.tensors.items():
             if name not in packed:
@@ -161,6 +163,7 @@ class PackedWriter:
         if statistics.starved:
             return torch.ones_like(statistics.abs_sum)
         weights = [layer.tensors[f"{n}.weight"] for n in read.linears if f"{layer.prefix}{n}.weight" not in self.kept]
+        weights += layer.following.get(input_name, ())
         channels = read.absorber.channels.to(statistics.abs_sum.device) if read.absorber else None
         return awq_solver.search_scale(weights, statistics.hessian, statistics.mean_abs, self.grid, channels)
 

@@ -27,10 +27,14 @@ class Absorber:
 
 @dataclass(frozen=True)
 class LayerInput:
-    """One distinct input of a layer: the linears that read it, and what can absorb a scale on it (None: nothing can)."""
+    """One distinct input of a layer: the linears that read it, and what can absorb a scale on it (None: nothing can).
+
+    `follows`: the input whose rows these are, of those tokens that are routed to an expert; it takes the scale of that one.
+    """
 
     linears: tuple[str, ...]
     absorber: Absorber | None
+    follows: str = ""
 
     @property
     def name(self) -> str:
@@ -64,30 +68,37 @@ def find_inputs(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> li
             )
     experts = {n: m for n, m in layer.named_modules() if isinstance(m, Experts)}
     busiest = _busiest(layer, hidden, call, experts)
-    left_out = routers(layer, experts)
-    probed = {
+    choosing = {name.removesuffix(".weight") for name in routers(layer, experts)}
+    readers = {
         n: m
         for n, m in layer.named_modules()
-        if isinstance(m, nn.Linear)
-        and f"{n}.weight" not in left_out
+        if (isinstance(m, nn.Linear | Experts) or n in choosing)
         and all(n.startswith(f"{path}.{index}.") for path, index in busiest.items() if n.startswith(f"{path}."))
     }
-    inputs = _probe(layer, _Probe(layer, probed, hidden, call))
+    inputs = _probe(layer, _Probe(layer, readers, hidden, call), choosing)
     return [each for read in inputs for each in _for_all_experts(read, experts, busiest)]
 
 
-def _probe(layer: nn.Module, probe: "_Probe") -> list[LayerInput]:
-    groups = probe.linears_by_input()
+def _probe(layer: nn.Module, probe: "_Probe", choosing: set[str]) -> list[LayerInput]:
+    """`choosing`: the readers that are routers, which absorb nothing."""
+    groups = probe.readers_by_input()
     norms = {
         n: m for n, m in layer.named_modules() if n and not isinstance(m, nn.Linear) and getattr(m, "weight", None) is not None
     }
     result: list[LayerInput] = []
-    for linears in groups:
-        absorber = next((found for n in norms if (found := probe.norm_absorbs(n, linears))), None)
+    of_list: dict[str, str] = {}
+    for group in groups:
+        absorber = next((found for n in norms if (found := probe.norm_absorbs(n, group))), None)
         if absorber is None:
-            others = [n for group in groups for n in group if n not in linears]
-            absorber = next((found for n in others if (found := probe.linear_absorbs(n, linears))), None)
-        result.append(LayerInput(tuple(linears), absorber))
+            others = [n for g in groups for n in g if n not in group and n not in choosing]
+            absorber = next((found for n in others if (found := probe.linear_absorbs(n, group))), None)
+        lists = [n for n in group if isinstance(probe.readers[n], Experts)]
+        linears = tuple(n for n in group if n not in lists)
+        if linears:
+            of_list |= dict.fromkeys(lists, linears[0]) if absorber else {}
+            path = next((p for p in of_list if group[0].startswith(f"{p}.")), None)
+            first = path is not None and absorber is None and not linears[0].endswith("down_proj")
+            result.append(LayerInput(linears, absorber, of_list[path] if path is not None and first else ""))
     return result
 
 
@@ -123,26 +134,29 @@ def _for_all_experts(read: LayerInput, experts: Mapping[str, Experts], busiest: 
     result = []
     for index in range(experts[path].fused.count):
         absorber = read.absorber and Absorber(moved(read.absorber.module, index), read.absorber.channels)
-        result.append(LayerInput(tuple(moved(n, index) for n in read.linears), absorber))
+        result.append(LayerInput(tuple(moved(n, index) for n in read.linears), absorber, read.follows))
     return result
 
 
 class _Probe:
-    """One layer run again and again on one window, with one module's output scaled."""
+    """One layer run again and again on one window, with one module's output scaled.
 
-    def __init__(self, layer: nn.Module, linears: dict[str, nn.Linear], hidden: Tensor, call: Mapping[str, Any]) -> None:
-        self.layer, self.linears, self.call, self.hidden = layer, linears, call, hidden
+    `readers`: its linears, routers and lists of experts, of these the linears of one expert.
+    """
+
+    def __init__(self, layer: nn.Module, readers: dict[str, nn.Module], hidden: Tensor, call: Mapping[str, Any]) -> None:
+        self.layer, self.readers, self.call, self.hidden = layer, readers, call, hidden
         self.inputs, self.output = self._run()
 
-    def linears_by_input(self) -> list[list[str]]:
-        """Linears grouped by the identity of the tensor that they read."""
-        groups: dict[int, list[str]] = {}
+    def readers_by_input(self) -> list[list[str]]:
+        """Readers grouped by the rows that they read: views of one tensor are the same rows."""
+        groups: dict[tuple[int, int, int], list[str]] = {}
         for name, x in self.inputs.items():
-            groups.setdefault(id(x), []).append(name)
+            groups.setdefault((x.data_ptr(), x.numel(), x.shape[-1]), []).append(name)
         return list(groups.values())
 
     def norm_absorbs(self, norm: str, linears: Sequence[str]) -> Absorber | None:
-        """Whether the norm's parameters scale the input of these linears and, through nothing else, the layer."""
+        """Whether the norm's parameters scale the input of these readers and, through nothing else, the layer."""
         module, width = self.layer.get_submodule(norm), self.inputs[linears[0]].shape[-1]
         if module.get_parameter("weight").shape != (width,):
             return None
@@ -158,7 +172,10 @@ class _Probe:
 
     def linear_absorbs(self, name: str, linears: Sequence[str]) -> Absorber | None:
         """Which output row of linear `name` each input channel follows, read off bit by bit from powers of two."""
-        rows, before = self.linears[name].out_features, self.inputs[linears[0]]
+        module, before = self.readers[name], self.inputs[linears[0]]
+        if not isinstance(module, nn.Linear):
+            return None
+        rows = module.out_features
         if before.shape[-1] % rows or not self._doubles_only(linears, scale=(name, torch.tensor(2.0))):
             return None
         index = torch.arange(rows)
@@ -204,11 +221,11 @@ class _Probe:
         handles = []
         if scale is not None:
             name, factor = scale
-            handles.append(self.linears[name].register_forward_hook(lambda _m, _a, out: out * factor.to(out.device)))
-        for name, linear in self.linears.items():
-            handles.append(linear.register_forward_pre_hook(lambda _m, args, n=name: inputs.__setitem__(n, args[0])))
+            handles.append(self.readers[name].register_forward_hook(lambda _m, _a, out: out * factor.to(out.device)))
+        for name, reader in self.readers.items():
+            handles.append(reader.register_forward_pre_hook(lambda _m, args, n=name: inputs.__setitem__(n, args[0])))
         for name in halve:
-            handles.append(self.linears[name].register_forward_pre_hook(lambda _m, args: (args[0] * 0.5, *args[1:])))
+            handles.append(self.readers[name].register_forward_pre_hook(lambda _m, args: (args[0] * 0.5, *args[1:])))
         try:
             output = apply_layer(self.layer, self.hidden, self.call)
         finally:

@@ -1,6 +1,6 @@
 """Fused experts one by one: the same function, the same bytes from every form of checkpoint, and what each expert sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.decoder import Decoder, apply_layer, read_config
 from hubquant.model.experts import Experts
+from hubquant.model.layer import Layer
 from hubquant.model.topology import LayerInput, find_inputs
 from hubquant.onepass import observe
 
@@ -48,14 +49,45 @@ def test_the_model_taken_apart_is_the_model(family: str, mixture_of_experts: Mod
     # sums of at most 96 terms in another order, through two layers
     torch.testing.assert_close(logits, whole, rtol=0, atol=float(whole.abs().max()) * 96 * 2.0**-22)
     _, router, absorbs = FAMILIES[family]
-    by_linears = {i.linears: i.absorber for i in found}
+    assert f"model.layers.1.{router}" in {decoder.names.stored(n) for n in decoder.routers()}
+    by_linears = {i.linears: i for i in found}
     for expert in ("mlp.experts.0", "mlp.experts.3"):
-        assert by_linears[(f"{expert}.gate_proj", f"{expert}.up_proj")] is None, "the router reads the norm as well"
-        down = by_linears[(f"{expert}.down_proj",)]
+        read = by_linears[(f"{expert}.gate_proj", f"{expert}.up_proj")]
+        assert read.absorber is None and read.follows == ("mlp.router" if family == "gpt_oss" else "mlp.gate")
+        down = by_linears[(f"{expert}.down_proj",)].absorber
         assert (down.module if down else None) == (f"{expert}.up_proj" if absorbs else None)
-    prefix = decoder.prefix(1)
-    assert {decoder.names.stored(n) for n in decoder.routers()} >= {prefix + router}
-    assert all(i.name != router.removesuffix(".weight") for i in found)
+    block = next(i for i in found if i.name == read.follows)
+    assert block.absorber is not None and block.absorber.module == "post_attention_layernorm"
+    assert any("shared_experts.gate_proj" in n for n in block.linears) == family.startswith("deepseek")
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_a_scale_on_what_the_experts_share_leaves_the_function(family: str, mixture_of_experts: Models, tokens: Tensor) -> None:
+    """In two parts, as of a layer with very many experts."""
+    decoder = decoder_of(mixture_of_experts(family))
+    hidden = decoder.embed(tokens)
+    with torch.no_grad(), decoder.layer(1) as module:
+        inputs = find_inputs(module, hidden[:1].clone(), decoder.call(1))
+        before = apply_layer(module, hidden[:1].clone(), decoder.call(1))
+        statistics = observe(decoder, 1, module, inputs, hidden.clone())
+        tensors = {n: p.detach().clone() for n, p in module.named_parameters()}
+        folds: Mapping[str, Tensor] = {}
+        scales = {
+            i.name: torch.rand(statistics[i.name].abs_sum.numel()) + 0.5 for i in inputs if i.name in ("mlp.gate", "mlp.router")
+        }
+        for last in (False, True):
+            of_part = [i for i in inputs if (".experts.3." in i.name) == last]
+            part = {n: t for n, t in tensors.items() if (".experts.3." in n) == last}
+            folded = Layer(decoder.prefix(1), part, tuple(of_part), statistics).folded(scales, torch.float16, folds)
+            folds = folded.folds
+            for name, value in folded.tensors.items():
+                module.get_parameter(name).copy_(value)
+        after = apply_layer(module, hidden[:1].clone(), decoder.call(1))
+        seen = observe(decoder, 1, module, inputs, hidden.clone())
+    # every product of the layer is off by a few roundings of 2^-24, accumulated over sums of at most 96 terms
+    assert scales and float((after - before).abs().max()) < 96 * 2.0**-24 * float(before.abs().max()) * 8
+    wanted = folded.statistics["mlp.experts.3.gate_proj"].hessian
+    torch.testing.assert_close(seen["mlp.experts.3.gate_proj"].hessian, wanted, rtol=1e-3, atol=float(wanted.abs().max()) * 1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
