@@ -54,7 +54,8 @@ NO_NFC = (_decomposed, 7)  # llama.cpp has no Unicode normalization for BPE: it 
 DIFFERENCES: dict[str, tuple[Callable[[str], bool], int]] = {
     "gptneox": NO_NFC,
     "cohere2": NO_NFC,
-    "qwen3": NO_NFC,
+    # Qwen's vocabulary has a </s> that its merges never build; llama.cpp looks for it in the text, whatever its type
+    "qwen3": (lambda text: _decomposed(text) or "</s>" in text, 7 + 5),
     "qwen3.5": NO_NFC,
     # std::regex knows no \p{Lu}: llama.cpp's stand-in for upper and lower case takes letters only, a mark ends the word
     "mistral-tekken": (_has_marks, 14),

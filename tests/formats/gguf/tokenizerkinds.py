@@ -38,7 +38,8 @@ def splits(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ByteLevelKind:
-    """`pre`: the name that llama.cpp must be given. `bos`: the token that the post-processor puts in front, "" for none."""
+    """`pre`: the name that llama.cpp must be given. `unbuilt`: tokens of the vocabulary that no merge builds. `bos`: the token
+    that the post-processor puts in front, "" for none."""
 
     pre: str
     pre_tokenizer: Mapping[str, Any]
@@ -46,6 +47,7 @@ class ByteLevelKind:
     plain: tuple[str, ...] = ()  # added tokens that are not special
     normalizer: Mapping[str, Any] | None = None
     ignore_merges: bool = False
+    unbuilt: tuple[str, ...] = ()
     bos: str = ""
     eos: str = ""
 
@@ -124,6 +126,7 @@ BYTE_LEVEL_KINDS: dict[str, ByteLevelKind] = {
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
         plain=("<think>", "</think>", "<|fim_prefix|>"),
         normalizer=NFC,
+        unbuilt=("</s>",),
         eos="<|im_end|>",
     ),
     "qwen3.5": ByteLevelKind(
@@ -211,14 +214,17 @@ def _texts() -> Iterable[str]:
 
 
 def _byte_level(kind: ByteLevelKind) -> dict[str, Any]:
-    added = [*kind.special, *kind.plain]
+    added = [*kind.unbuilt, *kind.special, *kind.plain]
     trained = Tokenizer.from_str(json.dumps(_file({"type": "BPE", "vocab": {}, "merges": []}, kind.normalizer, kind.pre_tokenizer)))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     size = N_VOCAB - len(added)
     trained.train_from_iterator(_texts(), trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
     model = {**json.loads(trained.to_str())["model"], "ignore_merges": kind.ignore_merges}
-    tokens = [_added(size + i, token, token in kind.special, normalized=token not in kind.special) for i, token in enumerate(added)]
-    after = _begins_with(kind.bos, size + added.index(kind.bos)) if kind.bos else BYTE_LEVEL
+    ids = {token: size + i for i, token in enumerate(added)}
+    model["vocab"] |= {token: ids[token] for token in kind.unbuilt}
+    tokens = [_added(ids[token], token, special=True) for token in kind.special]
+    tokens += [_added(ids[token], token, special=False, normalized=True) for token in kind.plain]
+    after = _begins_with(kind.bos, ids[kind.bos]) if kind.bos else BYTE_LEVEL
     return _file(model, kind.normalizer, kind.pre_tokenizer, tokens, after, BYTE_LEVEL)
 
 
