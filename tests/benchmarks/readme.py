@@ -13,6 +13,7 @@ import tempfile
 from io import StringIO
 from pathlib import Path
 
+import loading
 from rich.console import Console
 
 from hubquant import cli
@@ -95,7 +96,12 @@ def generation() -> str:
     )
 
 
-PARTS = {"variants": variants, "commands": commands, "quality": quality, "generation": generation}
+def loads() -> str:
+    headings = ["format", "made by", "checkpoints", "difference", "also run", "CUDA, ROCm"]
+    return table(headings, loading.rows()) + "\n\n" + loading.note()
+
+
+PARTS = {"variants": variants, "loading": loads, "commands": commands, "quality": quality, "generation": generation}
 
 
 def rendered(text: str) -> str:

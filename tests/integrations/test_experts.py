@@ -26,6 +26,8 @@ from hubquant.integrations.quantizer import PACKED_LINEARS
 from hubquant.model.experts import Fused, is_fused
 from hubquant.quantize.grid import Grid, QuantizedWeight
 
+from .loadingresults import record
+
 pytestmark = pytest.mark.usefixtures("our_loaders")
 
 SHAPE: dict[str, Any] = {
@@ -140,6 +142,8 @@ def test_packed_experts_are_transformers_own(family: str, method: str, tmp_path:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[n], after[n]) for n in before if n.endswith(("qweight", "qzeros", "scales", "g_idx")))
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "again", dtype=torch.float32)), found)
+    record(f"experts-{family}-{method}", "logits", float((found - expected).abs().max() / expected.std()))
+    record(f"experts-{family}-{method}", "saved", True)
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])

@@ -21,6 +21,7 @@ from transformers.quantizers import quantizer_gguf
 from hubquant.integrations import gguf as slot
 
 from .ggufmodels import LAYERS, write
+from .loadingresults import record
 
 
 @pytest.fixture(autouse=True)
@@ -107,10 +108,13 @@ def test_models_stay_packed_and_compute_what_transformers_unpacks(architecture: 
         tokens = torch.arange(2, 2 + n_tokens)[None]
         expected = logits(unpacked, tokens)
         # float32 sums of at most 256 terms in another order, through two layers
-        torch.testing.assert_close(logits(packed, tokens), expected, rtol=0, atol=1e-4 * float(expected.std()))
+        found = logits(packed, tokens)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.std()))
+        record(f"gguf-{architecture}", "logits", float((found - expected).abs().max() / expected.std()))
     options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     prompt = torch.arange(2, 12)[None]
     assert torch.equal(packed.generate(prompt, **options), unpacked.generate(prompt, **options))
+    record(f"gguf-{architecture}", "generated", True)
 
 
 def test_a_layer_compiles_whole(as_if_on_gpu: None, tmp_path: Path) -> None:
@@ -118,6 +122,7 @@ def test_a_layer_compiles_whole(as_if_on_gpu: None, tmp_path: Path) -> None:
     tokens = torch.arange(2, 6)[None]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(logits(compiled, tokens), logits(model, tokens), rtol=1e-5, atol=1e-5)
+    record("gguf-lfm2", "compiled", True)
 
 
 def test_nothing_breaks_where_triton_is_missing() -> None:

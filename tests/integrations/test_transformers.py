@@ -22,6 +22,7 @@ from hubquant.formats.packed import PackedSource
 from hubquant.integrations.transformers import AwqLoader, GptqLoader, install
 
 from .conftest import dense
+from .loadingresults import record
 
 METHODS = {"gptq": GptqLinear, "awq": AwqLinear}
 Q_PROJ = "model.layers.1.self_attn.q_proj"
@@ -50,7 +51,7 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
     return result
 
 
-def check_equal_to_dense(model: nn.Module, folder: Path, tokens: Tensor, dtype: torch.dtype) -> None:
+def check_equal_to_dense(model: nn.Module, folder: Path, tokens: Tensor, dtype: torch.dtype) -> float:
     """No farther from the decoded weights in float64 than twice what they are themselves in `dtype`.
 
     Another order of the same operations errs as much as dense linears do, perhaps in the other direction.
@@ -58,7 +59,9 @@ def check_equal_to_dense(model: nn.Module, folder: Path, tokens: Tensor, dtype: 
     exact = logits(dense(folder, torch.float64), tokens)
     tolerance = 2 * float((logits(dense(folder, dtype), tokens).double() - exact).abs().max())
     assert 0 < tolerance < float(exact.std()) / 10
-    assert float((logits(model, tokens).double() - exact).abs().max()) <= tolerance
+    difference = float((logits(model, tokens).double() - exact).abs().max())
+    assert difference <= tolerance
+    return difference / float(exact.std())
 
 
 def run(code: str) -> str:
@@ -152,7 +155,7 @@ def test_a_real_model_gives_the_logits_of_its_decoded_weights(quantized_demo: Pa
     packed = [m for m in model.modules() if isinstance(m, METHODS[method])]
     assert len(packed) == 4 * 7
     assert [n for n, m in model.named_modules() if isinstance(m, nn.Linear)] == ["lm_head"]
-    check_equal_to_dense(model, folder, tokens, torch.float32)
+    record(f"hubquant-{method}", "logits", check_equal_to_dense(model, folder, tokens, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -201,6 +204,7 @@ def test_save_pretrained_writes_the_same_tensors_and_settings(
     saved = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
     assert {name: saved[name] for name in block} == block  # those that transformers does not know, too
     assert torch.equal(logits(load(tmp_path / "again"), tokens), logits(load(folder), tokens))
+    record(f"hubquant-{method}", "saved", True)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -210,6 +214,7 @@ def test_generates_what_the_decoded_weights_generate(quantized_demo: Path, token
     generated = load(folder).generate(tokens, **options)
     assert generated.shape == (2, 36)
     assert torch.equal(generated, dense(folder, torch.float32).generate(tokens, **options))
+    record(f"hubquant-{method}", "generated", True)
 
 
 def test_the_backbone_loads_alone(odd: Path, tokens: Tensor) -> None:

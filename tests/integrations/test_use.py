@@ -18,6 +18,7 @@ from hubquant.errors import HubquantError
 from hubquant.integrations.quantizer import PACKED_LINEARS
 
 from .conftest import unpack
+from .loadingresults import record
 
 FOREIGN = Path(__file__).parent / "foreign"
 FOLDERS = (
@@ -64,6 +65,7 @@ def test_an_adapter_is_trained_saved_and_loaded(name: str, tmp_path: Path) -> No
     torch.testing.assert_close(logits(again), logits(adapted))
     with adapted.disable_adapter():
         torch.testing.assert_close(logits(adapted), before)
+    record(name, "adapter", True)
 
 
 @pytest.mark.parametrize("name", ["gptqmodel-4bit-g32", "gptqmodel-awq"])
@@ -117,12 +119,14 @@ def test_the_graph_is_whole(name: str) -> None:
     eager = logits(model)
     compiled = logits(torch.compile(model, fullgraph=True, backend="aot_eager"))
     torch.testing.assert_close(compiled, eager, rtol=0, atol=1e-5 * float(eager.abs().max()))
+    record(name, "compiled", True)
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}])
 @pytest.mark.parametrize("name", ["gptqmodel-dynamic-head", "auto-round-awq-moe"])
 def test_device_maps(name: str, device_map: Any) -> None:
     assert torch.equal(logits(load(name, device_map=device_map)), logits(load(name)))
+    record(name, "device_map", True)
 
 
 def test_layers_on_disk(tmp_path: Path) -> None:
@@ -166,6 +170,7 @@ def test_generates_step_by_step_what_whole_passes_give(name: str, options: dict[
     if "num_beams" not in options:
         with torch.no_grad():
             assert torch.equal(model(out[:, :-1]).logits.argmax(-1)[:, 11:], out[:, 12:])
+    record(name, "generated", True)
 
 
 def test_a_caller_may_pass_a_config_of_his_own() -> None:

@@ -13,6 +13,7 @@ from transformers.integrations.gguf.utils import GgufLinear
 
 from hubquant.integrations import gguf as slot
 from tests.integrations.ggufmodels import write
+from tests.integrations.loadingresults import record
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +55,4 @@ def test_a_model_computes_what_transformers_unpacks(architecture: str, n_tokens:
     expected = logits(unpacked, tokens)
     # float32 sums of at most 256 terms in another order, through two layers
     torch.testing.assert_close(logits(packed, tokens), expected, rtol=0, atol=1e-4 * float(expected.std()))
+    record(f"gguf-{architecture}", "interpreted", True)
