@@ -18,7 +18,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python; run
 
 
 def load(path: Path, **options: Any) -> Any:
-    """A llama_cpp.Llama that computes from the weights as stored, with few threads beside torch's."""
+    """A llama_cpp.Llama that computes from the weights as stored. One thread: several wait for each other by spinning."""
     defaults = llama_cpp.llama_cpp.llama_model_default_params
 
     def without_repacking() -> Any:
@@ -29,7 +29,7 @@ def load(path: Path, **options: Any) -> Any:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(llama_cpp.llama_cpp, "llama_model_default_params", without_repacking)
-        return llama_cpp.Llama(str(path), n_threads=2, n_threads_batch=2, verbose=False, **options)
+        return llama_cpp.Llama(str(path), n_threads=1, n_threads_batch=1, verbose=False, **options)
 
 
 def logits(model: Any, tokens: list[int]) -> Tensor:

@@ -49,6 +49,7 @@ def _compared(folder: Path, path: Path, windows: list[list[int]]) -> tuple[float
     return ours, theirs / ours - 1, sum(mean_kl(*pair) for pair in pairs) / len(pairs)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", [name for name in RANDOM_MODELS if ":" not in name])
 def test_perplexity_is_that_of_our_own_evaluation(
     name: str,
