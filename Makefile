@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme smollm2 cpu-generation
+.PHONY: demo test test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,9 @@ SECONDS ?= 300
 fuzz: $(VENV)/.installed   ## look for files that break the GGUF reader, for SECONDS; what is new is kept for the tests
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
 	$(BIN)/python tests/formats/gguf/fuzz.py $(SECONDS)
+
+types: $(VENV)-llamacpp/.installed   ## every GGUF block type against ggml's own: bytes, error, speed, kept for the README
+	OMP_NUM_THREADS=1 $(VENV)-llamacpp/bin/python tests/benchmarks/ggml_types.py
 
 lint: $(VENV)/.installed   ## style and types
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ never costs more than twice what the better choice would have. Its results must 
 nor reordered, and a sum over dim 0 adds the rows in their order. Without a C++ compiler nothing is ever compiled.
 """
 
+import math
 import os
 import shutil
 import threading
@@ -55,9 +56,11 @@ class Compiled:
     def kernel(self, *arguments: Tensor) -> Callable[..., Tensor] | None:
         """The machine code for contiguous arguments of these shapes; None where it is not worth having, or cannot be had."""
         shapes = tuple(t.shape for t in arguments)
+        patience = _patience()
+        if math.isinf(patience):
+            return None
         if shapes not in self._kernels:
-            spent = self._spent.get(shapes, 0.0)
-            if arguments[0].device.type != "cpu" or spent < _patience() or not _has_compiler():
+            if arguments[0].device.type != "cpu" or self._spent.get(shapes, 0.0) < patience or not _has_compiler():
                 return None
             with self._lock:
                 if shapes not in self._kernels:
