@@ -71,7 +71,7 @@ PRE_TOKENIZERS: dict[tuple[str, ...], tuple[str | None, str | None]] = {
     (_QWEN2,): ("qwen2", None),
     (_QWEN35,): ("qwen35", None),
     (_TEKKEN,): (None, "tekken"),
-    (_GPT4O,): ("gpt-4o", None),
+    (_GPT4O,): ("gpt-4o", "granite-embed-multi-97m"),
     (_SEED_CODER,): ("seed-coder", None),
     _FALCON: ("falcon", None),
     _DEEPSEEK_LLM: ("deepseek-llm", None),

@@ -30,6 +30,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "qwen3": ("qwen2", "qwen3", "qwen3moe"),
     "qwen3.5": (),
     "seed-coder": (),
+    "granite-embedding": (),
     "gemma": ("gemma2", "gemma3"),
     "deepseek-llm": ("deepseek2",),
     "deepseek-coder": ("deepseek2",),

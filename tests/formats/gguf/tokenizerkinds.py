@@ -139,6 +139,14 @@ BYTE_LEVEL_KINDS: dict[str, ByteLevelKind] = {
         ("<|startoftext|>", "<|endoftext|>", "<|return|>", "<|channel|>", "<|start|>", "<|end|>", "<|message|>", "<|call|>"),
         eos="<|return|>",
     ),
+    "granite-embedding": ByteLevelKind(
+        "granite-embed-multi-97m",
+        splits("gpt-4o"),
+        ("<|endoftext|>",),
+        ignore_merges=True,
+        unbuilt=("ĠGranite",),
+        eos="<|endoftext|>",
+    ),
     "deepseek-llm": ByteLevelKind(
         "deepseek-llm",
         splits("deepseek-llm"),
