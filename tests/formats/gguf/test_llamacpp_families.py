@@ -1,13 +1,18 @@
 """Every family in llama.cpp: it loads, its logits are those of transformers, its perplexity is that of our own evaluation."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from hubquant.formats.gguf.families import family_of_model
+from hubquant.formats.gguf.families.family import Family
 from hubquant.formats.gguf.imatrix import ImatrixInfo
+from hubquant.formats.gguf.metadata import Value
 from tests.formats.gguf.familymodels import RANDOM_MODELS
 from tests.formats.gguf.familyresults import FamilyResults
 from tests.formats.gguf.llamacpp import decoded, load, logits, mean_kl, perplexity, torch_logits
@@ -47,6 +52,48 @@ def _compared(folder: Path, path: Path, windows: list[list[int]]) -> tuple[float
     ours = perplexity(lambda tokens: pairs[windows.index(tokens)][0], windows, None)
     theirs = perplexity(lambda tokens: pairs[windows.index(tokens)][1], windows, None)
     return ours, theirs / ours - 1, sum(mean_kl(*pair) for pair in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("llama:rope-linear", {"rope.scaling.factor": 1.0}),
+        ("qwen2:rope-yarn-attention", {"rope.scaling.attn_factor": 1.0}),
+        ("granite", {"attention.scale": 0.25}),
+        ("granite", {"embedding_scale": 1.0}),
+        ("granite", {"residual_scale": 1.0}),
+        ("gemma2", {"attention.sliding_window": 255}),
+        ("gemma2", {"attn_logit_softcapping": 50.0}),
+        ("gemma2", {"final_logit_softcapping": 30.0}),
+        ("gemma2:pattern", {"attention.sliding_window_pattern": [False, True, False]}),
+        ("gemma3", {"rope.freq_base_swa": 1e6}),
+        ("gemma3:pattern", {"rope.scaling.factor": 1.0}),
+        ("phi3", {"rope.dimension_count": 16}),
+        ("phi3:longrope", {"rope.scaling.attn_factor": 1.0}),
+        ("cohere2", {"logit_scale": 0.0625}),
+        ("cohere2", {"attention.sliding_window_pattern": [True, True, True, True]}),
+    ],
+)
+def test_a_wrong_hyperparameter_would_be_seen(
+    name: str,
+    wrong: dict[str, Value],
+    random_model: Callable[[str], Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The models are such that what the test above finds equal would not be equal by chance."""
+
+    def family(config: dict[str, Any]) -> Family:
+        right = family_of_model(config)
+        return replace(right, hyperparameters=lambda whole: {**right.hyperparameters(whole), **wrong})
+
+    folder = random_model(name)
+    monkeypatch.setattr("hubquant.formats.gguf.writer.family_of_model", family)
+    model = load(write_gguf(tmp_path / "m.gguf", "F16", folder), n_ctx=WINDOW, n_batch=WINDOW, logits_all=True)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    (tokens,) = _random_tokens(1)
+    assert mean_kl(torch_logits(reference, tokens), logits(model, tokens)) > 1e-3
 
 
 @pytest.mark.timeout(1200)
