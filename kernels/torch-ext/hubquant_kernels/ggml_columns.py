@@ -12,7 +12,7 @@ CACHE_WEIGHTS = 1 << 16
 
 class Blocks(NamedTuple):
     """n blocks of one type. x and importance (or None) are float32 [n, size], row_square [n] is the mean square of the row
-    that a block is from (given for blocks of 32 with importance), best asks for more than ggml's own search."""
+    that a block is from (given with importance for the types that weigh by it), best asks for more than ggml's own search."""
 
     x: Tensor
     importance: Tensor | None

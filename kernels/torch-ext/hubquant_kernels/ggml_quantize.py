@@ -40,6 +40,8 @@ CHUNK_WEIGHTS = {"cpu": 1 << 20, "other": 1 << 22}
 # blocks are padded to a multiple of this, for which sums over columns run in ggml's order
 ALIGNMENT = 64
 MAX_THREADS = 8
+# where ggml's weights with importance contain the mean square of the row
+BY_ROW_SQUARE = ("Q4_0", "Q4_1", "Q5_0", "Q5_1")
 
 
 def _chunk_weights(device: torch.device) -> int:
@@ -92,7 +94,7 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
     blocks = weight.detach().reshape(-1, kind.block_size)
     per_row = weight.shape[1] // kind.block_size
     column_importance = None if importance is None else importance.detach().float().view(per_row, kind.block_size)
-    row_square = _row_square(weight.detach()) if importance is not None and kind.block_size == 32 else None
+    row_square = _row_square(weight.detach()) if importance is not None and type_name in BY_ROW_SQUARE else None
     out = torch.empty(len(blocks), kind.type_size, dtype=torch.uint8, device=weight.device)
     threads = min(torch.get_num_threads(), MAX_THREADS) if weight.device.type == "cpu" else 1
     share = -(-len(blocks) // (threads * ALIGNMENT)) * ALIGNMENT
