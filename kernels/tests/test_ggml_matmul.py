@@ -63,3 +63,11 @@ def test_every_block_type_is_offered_and_others_are_named() -> None:
     assert {k.value for k in GGML_TYPES.values() if k.block_size > 1} == gguf.GEMV_TYPES
     with pytest.raises(ValueError, match=r"ggml type 99; known: .*12 \(Q4_K\)"):
         gguf.dequantize(torch.zeros(1, 144, dtype=torch.uint8), 99, 1, 256, torch.float32)
+
+
+def test_columns_that_do_not_fit_are_named() -> None:
+    data = packed("Q4_K", 2, 512)
+    with pytest.raises(ValueError, match="x has 256 columns and the Q4_K weight 512"):
+        ggml_matmul(torch.zeros(1, 256, device=DEVICE), data, "Q4_K")
+    with pytest.raises(ValueError, match="rows of 280 bytes are no whole number of Q4_K blocks of 144"):
+        ggml_matmul_experts(torch.zeros(1, 512, device=DEVICE), data[None, :, :280], torch.zeros(1, 1, dtype=torch.int32), "Q4_K")

@@ -39,3 +39,8 @@ def test_views_and_no_rows() -> None:
 
 def test_other_types_go_to_the_definition() -> None:
     assert_same(random_blocks("TQ2_0", 2, 2), "TQ2_0", torch.float16)
+
+
+def test_rows_that_are_no_blocks_are_named() -> None:
+    with pytest.raises(ValueError, match="rows of 145 bytes are no whole number of Q4_K blocks of 144"):
+        ggml_dequantize(torch.zeros(2, 145, dtype=torch.uint8), "Q4_K")

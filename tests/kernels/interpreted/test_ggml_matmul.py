@@ -75,3 +75,11 @@ def test_the_names_of_transformers_agree_with_the_kernel() -> None:
     x, data = tensors("Q5_K", 2, 9, 256, torch.float32)
     value = GGML_TYPES["Q5_K"].value
     torch.testing.assert_close(gguf.mul_mat_vec(data, x, value, 9), kernel.ggml_matmul(x, data, "Q5_K"), rtol=1e-4, atol=1e-4)
+
+
+def test_columns_that_do_not_fit_are_named() -> None:
+    x, data = tensors("Q4_K", 1, 3, 512, torch.float32)
+    with pytest.raises(ValueError, match="x has 256 columns and the Q4_K weight 512"):
+        kernel.ggml_matmul(x[:, :256], data, "Q4_K")
+    with pytest.raises(ValueError, match="rows of 280 bytes are no whole number of Q4_K blocks of 144"):
+        kernel.ggml_matmul_experts(x, data[None, :, :280], torch.zeros(1, 1, dtype=torch.int32), "Q4_K")

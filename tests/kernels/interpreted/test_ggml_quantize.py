@@ -105,7 +105,7 @@ def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
     x = gaussian(1)[:, : kind.block_size]
     data = torch.full((40, kind.type_size), 0xA5, dtype=torch.uint8)
     per_row = kind.block_size // constants.get("SIZE", kind.block_size)
-    launched[(1,)](x, x, data, data.view(torch.int16), 1, per_row, **kernel._constants(name, False))
+    launched[(1,)](x, x, data, data.view(torch.int16), 1, per_row, **kernel._constants(name, False), num_stages=2)
     assert bool((data[1:] == 0xA5).all()) and error(x, data[:1], name) < 0.1 * float(x.square().sum())
 
 
@@ -114,3 +114,10 @@ def test_other_modes_and_types_go_to_the_definition() -> None:
     for name, mode in (("Q4_K", "reference"), ("TQ2_0", "best"), ("F16", "best")):
         assert torch.equal(kernel.ggml_quantize(weight, None, name, mode), definition(weight, None, name, mode))
     assert kernel.ggml_quantize(weight[:0], None, "Q4_K", "best").shape == (0, 288)
+
+
+def test_rows_that_are_no_blocks_are_named() -> None:
+    with pytest.raises(ValueError, match=r"Q4_K takes rows of whole blocks of 256, not \(2, 300\)"):
+        kernel.ggml_quantize(torch.zeros(2, 300), None, "Q4_K", "best")
+    with pytest.raises(ValueError, match=r"not \(2, 512\) with importance \(500,\)"):
+        kernel.ggml_quantize(torch.zeros(2, 512), torch.ones(500), "Q4_K", "best")

@@ -39,13 +39,15 @@ def ggml_dequantize(data: Tensor, type_name: str, dtype: torch.dtype = torch.flo
     if type_name not in TYPES:
         return operator._init_fn(data, type_name, dtype)
     kind = GGML_TYPES[type_name]
+    if data.shape[1] % kind.type_size:
+        raise ValueError(f"rows of {data.shape[1]} bytes are no whole number of {type_name} blocks of {kind.type_size}")
     out = data.new_empty(data.shape[0], data.shape[1] // kind.type_size * kind.block_size, dtype=dtype)
     n_blocks, blocks = out.numel() // kind.block_size, WEIGHTS // kind.block_size
     if n_blocks:
         _dequantize[(triton.cdiv(n_blocks, blocks),)](
             *views(data, type_name), out, n_blocks,
             TYPE=type_name, BLOCK=kind.block_size, SIZE=kind.type_size, UNIT=UNITS[type_name], BLOCKS=blocks,
-            enable_fp_fusion=False,
+            num_stages=2, enable_fp_fusion=False,
         )  # fmt: skip
     return out
 

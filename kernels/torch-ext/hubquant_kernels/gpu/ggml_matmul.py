@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..ggml_matmul import check_columns
 from ..ggml_matmul import ggml_matmul_experts as operator
 from ..ggml_types import GGML_TYPES
 from .compilation import Compilation
@@ -130,13 +131,15 @@ def _few(x: Tensor, data: Tensor, type_name: str, experts: Tensor | None) -> Ten
     _product[(triton.cdiv(n_out, rows), triton.cdiv(n_x, m))](
         x.contiguous(), *views(data, type_name), x if experts is None else experts.contiguous(), out,
         n_x, n_out, x.shape[1], x_step,
-        M=m, ROWS=rows, CHUNK=chunk, EXPERTS=experts is not None, enable_fp_fusion=True, **_constants(type_name),
+        M=m, ROWS=rows, CHUNK=chunk, EXPERTS=experts is not None, **_constants(type_name),
+        num_stages=2, enable_fp_fusion=True,
     )  # fmt: skip
     return out
 
 
 def ggml_matmul(x: Tensor, data: Tensor, type_name: str) -> Tensor:
     """x [..., in] @ Wᵀ → [..., out] in x's dtype, for W as uint8 [out, row_bytes]."""
+    check_columns(x, data, type_name)
     rows, n_out = x.reshape(-1, x.shape[-1]), len(data)
     if type_name in TYPES and 0 < len(rows) <= FEW_ROWS and n_out:
         return _few(rows, data, type_name, None).view(*x.shape[:-1], n_out)
@@ -150,6 +153,7 @@ def ggml_matmul(x: Tensor, data: Tensor, type_name: str) -> Tensor:
 
 def ggml_matmul_experts(x: Tensor, data: Tensor, experts: Tensor, type_name: str) -> Tensor:
     """Each x of [tokens, in] times the weights of its k experts → [tokens, k, out] in x's dtype."""
+    check_columns(x, data, type_name)
     if type_name in TYPES and 0 < experts.numel() <= FEW_PAIRS and data.shape[1]:
         return _few(x, data, type_name, experts).view(*experts.shape, -1)
     return operator._init_fn(x, data, experts, type_name)

@@ -84,7 +84,10 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
     if mode != "best" or type_name not in KERNELS:
         return operator._init_fn(weight, importance, type_name, mode)
     kind, (kernel, constants) = GGML_TYPES[type_name], KERNELS[type_name]
-    blocks_per_row = weight.shape[1] // kind.block_size
+    blocks_per_row, rest = divmod(weight.shape[1], kind.block_size)
+    if rest or (importance is not None and importance.shape != weight.shape[1:]):
+        given = "" if importance is None else f" with importance {tuple(importance.shape)}"
+        raise ValueError(f"{type_name} takes rows of whole blocks of {kind.block_size}, not {tuple(weight.shape)}{given}")
     n_blocks, size = len(weight) * blocks_per_row, constants.get("SIZE", kind.block_size)
     data = torch.empty(len(weight), blocks_per_row * kind.type_size, dtype=torch.uint8, device=weight.device)
     if n_blocks:
@@ -98,6 +101,7 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
             weight.shape[1] // size,
             **_constants(type_name, importance is not None),
             num_warps=NUM_WAVES if torch.version.hip else NUM_WARPS,
+            num_stages=2,
             enable_fp_fusion=True,
         )
     return data
