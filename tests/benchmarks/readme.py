@@ -12,6 +12,7 @@ import sys
 import tempfile
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import loading
 from rich.console import Console
@@ -24,6 +25,7 @@ from hubquant.recipe import VARIANTS, Variant
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
+FAMILIES = RESULTS / "families" / "gguf.json"
 GENERATION = RESULTS / "cpu" / "llama-1.1b.json"
 LOADS = {
     "gptq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
@@ -101,7 +103,32 @@ def loads() -> str:
     return table(headings, loading.rows()) + "\n\n" + loading.note()
 
 
-PARTS = {"variants": variants, "loading": loads, "commands": commands, "quality": quality, "generation": generation}
+def families() -> str:
+    kept = json.loads(FAMILIES.read_text())
+
+    def row(name: str, found: dict[str, Any]) -> list[str]:
+        kl, differences = found.get("logits_kl"), found.get("perplexity", {})
+        worst = max(differences, key=lambda mixture: abs(differences[mixture]), default=None)
+        return [
+            name,
+            {True: "yes", False: "no"}.get(found.get("loads"), "—"),
+            found.get("tokenizer", "—"),
+            "—" if kl is None else f"{kl:.1e}",
+            "—" if worst is None else f"{100 * differences[worst]:+.2f} % ({worst})",
+            {True: "yes", False: "no"}.get(found.get("from_pretrained"), "—"),
+        ]
+
+    headings = ["family", "loads", "same tokens", "KL of F16's logits", "worst perplexity", "`from_pretrained`"]
+    mixtures = dict.fromkeys(m for found in kept["families"].values() for m in found.get("perplexity", {}))
+    return (
+        table(headings, [row(name, found) for name, found in kept["families"].items()])
+        + f"\n\nSmall random models; llama.cpp of llama-cpp-python {kept['llama-cpp-python']}, transformers {kept['transformers']}. "
+        "KL: mean, against transformers. Perplexity: llama.cpp's against our own of the same file, the worst of "
+        f"{', '.join(mixtures)}. `from_pretrained`: transformers' own GGUF loader computes the same."
+    )
+
+
+PARTS = {"variants": variants, "loading": loads, "commands": commands, "quality": quality, "generation": generation, "families": families}
 
 
 def rendered(text: str) -> str:
