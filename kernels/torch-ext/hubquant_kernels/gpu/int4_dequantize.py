@@ -8,6 +8,7 @@ from torch import Tensor
 from .compilation import Compilation
 
 OUTPUTS, CHANNELS = 64, 64
+WARPS, STAGES = 4, 2
 
 
 def dequantize_gptq(qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None, bits: int, zero_offset: int) -> Tensor:
@@ -61,6 +62,8 @@ def _decode(
         IN_ORDER=g_idx is None,
         OUTPUTS=OUTPUTS,
         CHANNELS=CHANNELS,
+        num_warps=WARPS,
+        num_stages=STAGES,
         enable_fp_fusion=False,
     )
     return dense
@@ -134,7 +137,8 @@ def _compilation(name: str, bits: int, awq: bool, in_order: bool) -> Compilation
             "CHANNELS": CHANNELS,
         },
         aligned=("qweight", "qzeros", "scales", "g_idx", "dense", "n_out", "n_in", "group_size"),
-        num_warps=4,
+        num_warps=WARPS,
+        num_stages=STAGES,
         fp_fusion=False,
     )
 

@@ -36,7 +36,7 @@ class Configuration:
     pairs: int = 4
 
 
-SUM = 1024
+SUM, SUM_WARPS, SUM_STAGES = 1024, 4, 2
 MANY = 128  # rows from which decoding the weight once and a dense product move less
 SPLITS_PER_PROCESSOR = 2
 # by layout and target ("": any other), the fewest rows first; AWQ's order of columns is made for 256 of them and four warps
@@ -102,7 +102,7 @@ def _product(layout: str, x: Tensor, qweight: Tensor, qzeros: Tensor, scales: Te
         num_stages=c.num_stages,
     )
     out = torch.empty(n_rows, n_out, dtype=x.dtype, device=x.device)
-    _sum[(triton.cdiv(out.numel(), SUM),)](partial, out, out.numel(), splits, SIZE=SUM)
+    _sum[(triton.cdiv(out.numel(), SUM),)](partial, out, out.numel(), splits, SIZE=SUM, num_warps=SUM_WARPS, num_stages=SUM_STAGES)
     return out.reshape(*x.shape[:-1], n_out)
 
 
@@ -281,16 +281,28 @@ def _compilation(layout: str, dtype: str, at: int, where: str, targets: tuple[st
     )
 
 
+SUMMING = Compilation(
+    name="matmul_sum",
+    kernel=_sum,
+    signature={"partial": "*fp32", "out": "*fp16", "size": "i32", "splits": "i32"},
+    constants={"SIZE": SUM},
+    aligned=("partial", "out", "size"),
+    num_warps=SUM_WARPS,
+    num_stages=SUM_STAGES,
+)
 OTHERS = tuple(t for t in TARGETS if t not in ("sm_90", "gfx942"))
-COMPILATIONS = tuple(
-    _compilation(layout, dtype, at, where, targets)
-    for where, targets in (("", OTHERS), ("sm_90", ("sm_90",)), ("gfx942", ("gfx942",)))
-    for layout, dtype, at in (
-        ("gptq", "fp16", 0),
-        ("gptq", "bf16", 0),
-        ("gptq", "fp16", 1),
-        ("awq", "fp16", 0),
-        ("awq", "bf16", 0),
-        ("awq", "fp16", 1),
-    )
+COMPILATIONS = (
+    SUMMING,
+    *(
+        _compilation(layout, dtype, at, where, targets)
+        for where, targets in (("", OTHERS), ("sm_90", ("sm_90",)), ("gfx942", ("gfx942",)))
+        for layout, dtype, at in (
+            ("gptq", "fp16", 0),
+            ("gptq", "bf16", 0),
+            ("gptq", "fp16", 1),
+            ("awq", "fp16", 0),
+            ("awq", "bf16", 0),
+            ("awq", "fp16", 1),
+        )
+    ),
 )

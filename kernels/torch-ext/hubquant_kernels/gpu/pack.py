@@ -10,6 +10,7 @@ from torch import Tensor
 from .compilation import Compilation
 
 OUTPUTS, CHANNELS = 32, 128  # a tile of the weight
+WARPS, STAGES = 4, 2
 WORD_ROWS, WORD_COLUMNS = 8, 16  # a tile of words: of eight channels, by eight outputs
 
 
@@ -28,6 +29,8 @@ def round_and_pack(weight: Tensor, scales: Tensor, zeros: Tensor, bits: int, lay
         n_groups,
         n_in // n_groups,
         **_constants(bits, layout),
+        num_warps=WARPS,
+        num_stages=STAGES,
         enable_fp_fusion=False,
     )
     return qweight
@@ -40,7 +43,15 @@ def repack_words(qweight: Tensor, layout: str) -> Tensor:
     shape = (rows * 8, columns // 8) if layout == "awq" else (rows // 8, columns * 8)
     out = torch.empty(shape, dtype=torch.int32, device=qweight.device)
     _repack[(triton.cdiv(word_rows, WORD_ROWS), triton.cdiv(word_columns, WORD_COLUMNS))](
-        qweight.contiguous(), out, word_rows, word_columns, TO_AWQ=layout == "awq", ROWS=WORD_ROWS, COLUMNS=WORD_COLUMNS
+        qweight.contiguous(),
+        out,
+        word_rows,
+        word_columns,
+        TO_AWQ=layout == "awq",
+        ROWS=WORD_ROWS,
+        COLUMNS=WORD_COLUMNS,
+        num_warps=WARPS,
+        num_stages=STAGES,
     )
     return out
 
@@ -138,7 +149,8 @@ def _rounding(bits: int, layout: str) -> Compilation:
         },
         constants=_constants(bits, layout),
         aligned=("weight", "scales", "zeros", "qweight", "n_out", "n_in", "group_size"),
-        num_warps=4,
+        num_warps=WARPS,
+        num_stages=STAGES,
         fp_fusion=False,
     )
 
@@ -150,7 +162,8 @@ def _repacking(layout: str) -> Compilation:
         signature={"words": "*i32", "out": "*i32", "word_rows": "i32", "word_columns": "i32"},
         constants={"TO_AWQ": layout == "awq", "ROWS": WORD_ROWS, "COLUMNS": WORD_COLUMNS},
         aligned=("words", "out", "word_columns"),
-        num_warps=4,
+        num_warps=WARPS,
+        num_stages=STAGES,
         wide_loads=layout == "awq",  # AWQ's words of eight channels lie in eight rows
     )
 
