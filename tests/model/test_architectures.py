@@ -1,0 +1,229 @@
+"""Every causal language model of transformers whose config can be made tiny: run layer by layer, folded, packed, loaded.
+
+`make test-architectures`; with HUBQUANT_KEEP_ARCHITECTURES=1 the README's table is kept. A model type that stands in no table
+below must pass.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+from hubquant.errors import BadModel
+from hubquant.formats.gguf.families import FAMILIES
+from hubquant.formats.packed import PackedSource, PackedWriter
+from hubquant.model.checkpoint import Checkpoint
+from hubquant.model.decoder import Decoder
+from hubquant.model.layer import Layer
+from hubquant.model.topology import find_inputs
+from hubquant.onepass import observe, one_pass
+from hubquant.recipe import variant
+
+pytestmark = pytest.mark.slow
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "architectures.json"
+LARGEST = 5_000_000  # parameters of what counts as tiny
+VARIANTS = ("gptq-int4-g128", "awq-int4-g128")
+
+# What any config has of these is made small. Layers: three, so that patterns of layers show.
+SIZES: dict[str, int] = {
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "word_embed_proj_dim", "emb_dim", "embedding_size"), 64
+    ),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "encoder_ffn_dim", "decoder_ffn_dim", "ffn_hidden_size"), 128),
+    **dict.fromkeys(("d_ff", "dim_ff", "dff", "intermediate_size_mlp"), 128),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 64),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 3),
+    **dict.fromkeys(("decoder_layers", "encoder_layers"), 2),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "n_head_kv"), 2),
+    **dict.fromkeys(("head_dim", "kv_channels", "dim_head", "d_kv"), 16),
+    **dict.fromkeys(("vocab_size",), 128),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "context_length"), 256),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k"), 2),
+    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "n_group", "topk_group"), 1),
+    **dict.fromkeys(("first_k_dense_replace",), 1),
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank"), 32),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 16),
+    **dict.fromkeys(("sliding_window",), 64),
+    **dict.fromkeys(("attention_window_size", "mamba_d_head", "mamba_head_dim"), 32),
+    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_chunk_size", "chunk_size"), 16),
+    **dict.fromkeys(("mamba_n_heads", "mamba_num_heads", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("mamba_expand", "linear_num_key_heads"), 2),
+    **dict.fromkeys(("mamba_n_groups", "n_groups"), 1),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
+    **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+}
+MAY_BE_UNSET = ("pad_token_id", "bos_token_id", "eos_token_id")
+INNER = ("text_config", "llm_config", "language_config", "decoder", "text")  # configs inside configs
+
+# Sizes that must fit each other in a way of the model's own.
+_LATENT: dict[str, Any] = {"num_key_value_heads": 4}
+_HEADS: dict[str, Any] = {"head_dim": 16}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu"), _LATENT),
+    **dict.fromkeys(("kimi_linear", "longcat_flash"), _LATENT),
+    "deepseek_v2": {**_LATENT, "num_experts_per_tok": 2, "topk_group": 1, "n_group": 1},
+    "codegen": {"rotary_dim": 8},
+    "gptj": {"rotary_dim": 8},
+    "gpt_neo": {"num_layers": 2, "attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "nemotron": {"num_key_value_heads": 2, "head_dim": 16, "partial_rotary_factor": 0.5},
+    "dots1": {"n_shared_experts": 1, "n_group": 1, "topk_group": 1, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    "reformer": {"is_decoder": True, "axial_pos_embds": False},
+    "zaya": {"num_experts_per_tok": 1},
+    **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _HEADS),
+}
+
+# Configs that cannot be made tiny by their sizes alone, and why.
+NOT_TINY: dict[str, str] = {}
+# What is declined, and the sentence that says why.
+DECLINED: dict[str, str] = {}
+
+
+def shrunk(kind: type[PretrainedConfig]) -> dict[str, Any]:
+    """Arguments that make a config of this class tiny."""
+    default = kind()
+    known = default.to_dict()
+    sizes: dict[str, Any] = {}
+    for name, size in SIZES.items():
+        now = known.get(name)
+        own = name in known and name not in kind.attribute_map and not isinstance(now, list | tuple)
+        if own and (now is not None or name in MAY_BE_UNSET):
+            sizes[name] = size
+    for name in INNER:
+        inner = getattr(default, name, None)
+        if isinstance(inner, PretrainedConfig):
+            sizes[name] = shrunk(type(inner))
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def results() -> Iterator[dict[str, dict[str, str]]]:
+    """What was found, by model type; kept for the README if that is asked for."""
+    found: dict[str, dict[str, str]] = {}
+    yield found
+    if os.environ.get("HUBQUANT_KEEP_ARCHITECTURES") == "1":
+        RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+
+def tiny(model_type: str, folder: Path) -> PretrainedConfig:
+    """A random model of the type, saved in the folder."""
+    kind = CONFIG_MAPPING[model_type]
+    config = kind(**{**shrunk(kind), **OVERRIDES.get(model_type, {})})
+    with torch.device("meta"):
+        size = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    assert size < LARGEST, f"{size:,} parameters"
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return AutoConfig.from_pretrained(folder)
+
+
+def run(decoder: Decoder, tokens: Tensor) -> Tensor:
+    hidden = decoder.embed(tokens)
+    for index in range(len(decoder.layers)):
+        with decoder.layer(index) as layer:
+            decoder.run(index, layer, hidden)
+    with decoder.head():
+        return decoder.logits(hidden)
+
+
+@torch.no_grad()
+def whole(folder: Path, tokens: Tensor) -> Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model(input_ids=tokens, use_cache=False).logits.float()
+
+
+class Folded:
+    """A checkpoint with every input that something absorbs scaled by random powers of two up to 2^±spread.
+
+    All its tensors are copies: a product of matrices may sum in another order where its operands lie otherwise in memory.
+    """
+
+    def __init__(self, decoder: Decoder, tokens: Tensor, spread: int) -> None:
+        self.source, self.changed = decoder.source, dict[str, Tensor]()
+        random = torch.Generator().manual_seed(3)
+        hidden = decoder.embed(tokens)
+        for index in range(len(decoder.layers)):
+            with decoder.layer(index) as module:
+                inputs = find_inputs(module, hidden[:1].clone(), decoder.call(index))
+                tensors = {n: t.detach().clone() for n, t in module.state_dict().items()}
+                layer = Layer(decoder.prefix(index), tensors, tuple(inputs), observe(decoder, index, module, inputs, hidden))
+            scales: dict[str, Tensor] = {}
+            for read in inputs:
+                if read.absorber is not None:
+                    sources = 2.0 ** torch.randint(-spread, spread + 1, (int(read.absorber.channels.max()) + 1,), generator=random)
+                    scales[read.name] = sources[read.absorber.channels]
+            self.changed |= {decoder.prefix(index) + n: t for n, t in layer.folded(scales, torch.float32).tensors.items()}
+
+    def names(self) -> list[str]:
+        return [*self.changed]
+
+    def as_saved(self, name: str) -> bool:
+        """Never transposed: the tensors are the modules'."""
+        return False
+
+    def tensor(self, name: str) -> Tensor:
+        return self.changed[name] if name in self.changed else self.source.tensor(name).clone()
+
+
+@pytest.mark.parametrize("model_type", list(CLASSES))
+def test_architecture(model_type: str, tmp_path: Path, results: dict[str, dict[str, str]]) -> None:
+    if model_type in NOT_TINY:
+        results[model_type] = {"not_tiny": NOT_TINY[model_type]}
+        pytest.skip(NOT_TINY[model_type])
+    config = tiny(model_type, tmp_path / "base")
+    if model_type in DECLINED:
+        with pytest.raises(BadModel, match=DECLINED[model_type]) as caught:
+            check(config, tmp_path)
+        results[model_type] = {"declined": str(caught.value)}
+        return
+    packed, kept = check(config, tmp_path)
+    families = [family.architecture for family in FAMILIES if model_type in family.model_types]
+    results[model_type] = {"packed": str(packed), "kept": str(kept), "gguf": families[0] if families else ""}
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """The same operations on the same numbers: what differs is where tensors lie in memory, and so the order of some sums."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=2**-17 * float(expected.abs().max()))
+
+
+def check(config: PretrainedConfig, folder: Path) -> tuple[int, int]:
+    """Runs the whole; returns how many linears were packed, and how many kept in 16 bit."""
+    tokens = torch.randint(3, 100, (2, 40), generator=torch.Generator().manual_seed(1))
+    decoder = Decoder(config, Checkpoint(folder / "base"))
+    base = whole(folder / "base", tokens)
+    close(run(decoder, tokens), base)
+
+    # products and quotients by powers of two are exact, so nothing may change at all
+    plain, folded = (run(Decoder(config, Folded(decoder, tokens, spread)), tokens) for spread in (0, 2))
+    assert torch.equal(plain, folded)
+
+    shapes = decoder.shapes()
+    linears = {name for name, shape in shapes.items() if len(shape) == 2 and name not in decoder.outside()}
+    parts: Mapping[str, Any] = {
+        "routers": decoder.routers(), "float32": decoder.buffers, "transposed": decoder.transposed, "stored": decoder.names.stored
+    }  # fmt: skip
+    writers = [PackedWriter(variant(v), folder / v, folder / "base", shapes, linears, **parts) for v in VARIANTS]
+    calibration = torch.randint(3, 100, (4, 64), generator=torch.Generator().manual_seed(2))
+    artifacts, _ = one_pass(decoder, calibration, writers, lambda done, total: None)
+    for artifact in artifacts:
+        dequantized = run(Decoder(config, PackedSource(folder / artifact.folder)), tokens)
+        loaded = whole(folder / artifact.folder, tokens)
+        close(loaded, dequantized)
+    packed = sum(record.type.startswith("int") for record in artifacts[0].tensors)
+    return packed, len(artifacts[0].tensors) - packed
+
+
+importlib.import_module("hubquant.integrations.transformers")  # our loaders
