@@ -57,7 +57,10 @@ def mixture_of_experts(bundled: Path, tmp_path_factory: pytest.TempPathFactory) 
     deepseek = {**latent, **grouped, "intermediate_size": 96, "moe_intermediate_size": 32, "n_shared_experts": 2}
     changes: dict[str, dict[str, object]] = {
         "mixtral": {"intermediate_size": 96, "num_local_experts": 4, "num_experts_per_tok": 2},
-        "qwen3_moe": {"head_dim": 16, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2},
+        "qwen3_moe": {
+            **{"head_dim": 16, "moe_intermediate_size": 32, "num_experts": 8, "num_experts_per_tok": 2},
+            "norm_topk_prob": True,
+        },
         "deepseek_v2": {**deepseek, "q_lora_rank": None, "topk_method": "greedy"},
         "deepseek_v3": {**deepseek, "q_lora_rank": 32},
         "gpt_oss": {"head_dim": 16, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2},

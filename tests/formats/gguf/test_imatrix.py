@@ -45,6 +45,19 @@ def test_it_reads_back(imatrix: Imatrix, tmp_path: Path) -> None:
     torch.testing.assert_close(found.importance("blk.1.ffn_down.weight"), torch.arange(8.0))
 
 
+def test_a_stack_has_a_row_for_each_expert(imatrix: Imatrix, tmp_path: Path) -> None:
+    imatrix.add("blk.0.ffn_up_exps.weight", torch.full((4,), 6.0), 3, range(1, 2), of=3)
+    imatrix.add("blk.0.ffn_up_exps.weight", torch.full((4,), 5.0), 10, range(2, 3), of=3)
+    imatrix.write(tmp_path / "imatrix.gguf")
+    stored = {t.name: t for t in gguf.GGUFReader(tmp_path / "imatrix.gguf").tensors}
+    assert stored["blk.0.ffn_up_exps.weight.in_sum2"].shape.tolist() == [4, 3]
+    assert stored["blk.0.ffn_up_exps.weight.counts"].shape.tolist() == [1, 3]
+    found = Imatrix.read(tmp_path / "imatrix.gguf")
+    assert found.counts["blk.0.ffn_up_exps.weight"] == [0, 3, 10]
+    # what no token reached counts as 1, as in llama.cpp
+    assert found.importance("blk.0.ffn_up_exps.weight").tolist() == [[1.0] * 4, [2.0] * 4, [0.5] * 4]
+
+
 def test_libgguf_reads_it(imatrix: Imatrix, tmp_path: Path) -> None:
     libgguf = pytest.importorskip("libgguf")
     imatrix.write(tmp_path / "imatrix.gguf")
