@@ -1,7 +1,5 @@
 """200 strings that tokenizers tend to disagree on, by what they try. tests/formats/gguf/test_llamacpp_tokens.py uses them."""
 
-
-
 STRINGS_BY_KIND: dict[str, tuple[str, ...]] = {
     "prose": (
         "Hello, world!",
@@ -125,14 +123,14 @@ STRINGS_BY_KIND: dict[str, tuple[str, ...]] = {
         "for (int i = 0; i < n; ++i) {\n\tsum += a[i] * b[i];\n}\n",
         "if __name__ == '__main__':\n    main()\n",
         'print(f"{x!r:>{width}} %d" % 5)',
-        "#include <stdio.h>\n\nint main(void)\n{\n\tputs(\"hi\");\n\treturn 0;\n}\n",
+        '#include <stdio.h>\n\nint main(void)\n{\n\tputs("hi");\n\treturn 0;\n}\n',
         "SELECT * FROM users WHERE name LIKE '%O''Brien%' AND id <> 42;",
-        '<div class="a b" id=\'c\'><p>text</p><br/></div>',
+        "<div class=\"a b\" id='c'><p>text</p><br/></div>",
         "<table>\n<tr><td>1</td></tr>\n</table>",
         '{"key": [1, 2.5, null, true], "nested": {"a": "b\\n\\u0041"}}',
         "```python\nx = 1\n```\n\n# Title\n\n* item\n  * nested\n\n| a | b |\n|---|---|\n",
         "curl -X POST 'https://x.y/z' -H \"A: b\" --data '{}' | jq '.[] | .id' && rm -rf ./tmp/*",
-        "fn main() -> Result<(), Box<dyn Error>> { let x: &'static str = \"a\"; Ok(()) }",
+        'fn main() -> Result<(), Box<dyn Error>> { let x: &\'static str = "a"; Ok(()) }',
         "\\frac{a}{b} \\sum_{i=0}^{n} x_i^2 \\leq \\alpha",
         "^(?:[A-Za-z0-9._%+-]+@[A-Za-z0-9.-]+\\.[A-Z]{2,})$",
         "C:\\Users\\name\\file.txt /usr/local/bin ~/.config ../../x",
@@ -237,5 +235,5 @@ STRINGS_BY_KIND: dict[str, tuple[str, ...]] = {
         "\n" * 40,
         "word " * 50,
     ),
-}  # fmt: skip
+}
 STRINGS = tuple(text for texts in STRINGS_BY_KIND.values() for text in texts)
