@@ -36,10 +36,11 @@ class PackedExperts(Experts):
         return result
 
 
-def unfuse(model: PreTrainedModel, packed: set[str], names: StoredNames) -> list[str]:
+def unfuse(model: PreTrainedModel, packed: set[str], renamed: Collection[str], names: StoredNames) -> list[str]:
     """Take the experts apart that the files hold packed; `names` learns what their linears are called there. Returns their names.
 
-    Raises BadModel if only some linears of a list of experts are packed.
+    `renamed`: modules that transformers' renamings lead packed linears to. Raises BadModel if only some linears of a list of
+    experts are packed.
     """
     found = []
     for name, module in [(n, m) for n, m in model.named_modules() if is_fused(m)]:
@@ -47,8 +48,8 @@ def unfuse(model: PreTrainedModel, packed: set[str], names: StoredNames) -> list
         with torch.device("cpu"):  # where from_pretrained builds models, tensors are without values
             names.learn(name, experts)
         linears = [n for n, m in experts.named_modules(prefix=name) if isinstance(m, nn.Linear)]
-        stored = [names.stored(f"{n}.weight").removesuffix(".weight") for n in linears]
-        dense = [s for s in stored if packed.isdisjoint(aliases(model, s))]
+        stored = {n: names.stored(f"{n}.weight").removesuffix(".weight") for n in linears}
+        dense = [s for n, s in stored.items() if n not in renamed and packed.isdisjoint(aliases(model, s))]
         if len(dense) == len(linears):
             continue
         if dense:

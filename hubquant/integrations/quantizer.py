@@ -16,7 +16,7 @@ from hubquant.errors import BadModel
 from hubquant.formats import awq, gptq
 from hubquant.integrations.experts import renamings, unfuse
 from hubquant.integrations.settings import AutoRoundConfig, AwqConfig, GPTQConfig
-from hubquant.integrations.stored import Entry, aliases, entries, fit, kind, packed_names
+from hubquant.integrations.stored import Entry, aliases, entries, fit, kind, packed_names, renamed_names
 from hubquant.model.naming import StoredNames
 
 AWQ_LAYERS = {awq.LAYOUT: AwqLinear, "gemv": AwqGemvLinear, "gemv_fast": AwqGemvFastLinear}
@@ -54,11 +54,12 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
         if not packed:
             raise BadModel("quantization_config says the model is packed, but its files hold no tensor named *.qweight")
         names = StoredNames(model)
-        self._renamings = renamings(unfuse(model, packed, names), names)
+        renamed = renamed_names(model, packed)
+        self._renamings = renamings(unfuse(model, packed, renamed, names), names)
         dense = {}
         for module_name, module in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]:
             candidates = aliases(model, names.stored(f"{module_name}.weight").removesuffix(".weight"))
-            name = next((c for c in candidates if c in packed), None)
+            name = next((c for c in candidates if c in packed), renamed.get(module_name))
             if name is None:
                 dense[module_name] = candidates
                 continue

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 
 from hubquant.errors import BadModel
 
@@ -45,6 +48,12 @@ def aliases(model: nn.Module, name: str) -> tuple[str, str, str]:
     """A module may have its model's prefix in the files and not in the model, where only the backbone is loaded, or the reverse."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     return name, prefix + name, name.removeprefix(prefix)
+
+
+def renamed_names(model: PreTrainedModel, packed: Iterable[str]) -> dict[str, str]:
+    """By the module that transformers takes each packed linear to: several published names may lead to one module."""
+    conversions = [c for c in get_model_conversion_mapping(model) if isinstance(c, WeightRenaming)]
+    return {apply_renamings(f"{name}.qweight", conversions).removesuffix(".qweight"): name for name in packed}
 
 
 def fit(layer: nn.Module, name: str, stored: Mapping[str, Entry]) -> None:
