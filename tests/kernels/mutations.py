@@ -344,4 +344,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         "range(0, tl.minimum(first, n), DEPTH)",
         "test_awq_search.py::test_losses_are_quadratic_forms_of_the_error[1-16-16]",
     ),
+    Mutation(
+        "gpu/ggml_words.py",
+        "<< (23 - bits)",
+        "<< (22 - bits)",
+        "test_ggml_matmul.py::test_one_row[dtype0-Q4_K]",
+    ),
 )

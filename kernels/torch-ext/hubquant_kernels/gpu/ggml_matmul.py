@@ -16,7 +16,7 @@ from ..ggml_types import GGML_TYPES
 from .compilation import Compilation
 from .ggml_dequantize import ggml_dequantize, views
 from .ggml_layout import TYPES, UNITS, spread
-from .ggml_words import SHAPES, load_high, load_word, scale_and_minimum, value
+from .ggml_words import SHAPES, load_high, load_word, mantissa_mask, scale_and_minimum, value
 
 # up to so many rows of x the products are made beside the decoding, without tensor cores
 FEW_ROWS = 8
@@ -33,7 +33,7 @@ SHIPPED = (("Q4_0", 1), ("Q8_0", 1), ("Q4_K", 1), ("Q4_K", 8), ("Q6_K", 1))
 
 @triton.jit
 def _product(
-    x, data, words, halves, experts, out, n_x, n_out, n_in, x_step,
+    x, data, words, halves, experts, out, n_x, n_out, n_in, x_step, mask,
     M: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr, EXPERTS: tl.constexpr,
     TYPE: tl.constexpr, BLOCK: tl.constexpr, SIZE: tl.constexpr, UNIT: tl.constexpr,
     BITS: tl.constexpr, WIDTH: tl.constexpr, RUN: tl.constexpr, OFFSET: tl.constexpr, SUB: tl.constexpr,
@@ -46,6 +46,7 @@ def _product(
     PLANES: tl.constexpr = 8 // WIDTH
     BLOCKS: tl.constexpr = CHUNK // BLOCK
     W: tl.constexpr = CHUNK // PLANES // 4
+    LOW_ONLY: tl.constexpr = BITS == WIDTH
     APART: tl.constexpr = PLANES if RUN * PLANES > SUB else 1  # sub-blocks that share bytes
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     i = tl.program_id(1) * M + tl.arange(0, M)
@@ -70,12 +71,12 @@ def _product(
         for plane in tl.static_range(PLANES):
             k = k_first + plane * RUN
             codes = low
-            if BITS > WIDTH:
+            if not LOW_ONLY:
                 codes = ((low >> (WIDTH * plane)) & MASKS[WIDTH]) | load_high(words, at, k[None, :], UNIT, TYPE)
             column = start * BLOCK + w // (W // BLOCKS) * BLOCK + k
             for b in tl.static_range(4):
                 some = tl.load(x + (column + b)[None, :], mask=(column < n_in)[None, :], other=0.0).to(tl.float32)
-                product += some[:, None, :] * value(codes, 8 * b + (0 if BITS > WIDTH else WIDTH * plane), BITS, TYPE)[None, :, :]
+                product += some[:, None, :] * value(codes, mask, 8 * b + WIDTH * plane * LOW_ONLY, BITS, TYPE)[None, :, :]
                 sum_x += some
             if plane + 1 == PLANES or APART > 1:
                 total += _of_plane(scale, plane, APART, W) * product - _of_plane(minimum, plane, APART, W) * sum_x[:, None, :]
@@ -130,7 +131,7 @@ def _few(x: Tensor, data: Tensor, type_name: str, experts: Tensor | None) -> Ten
     rows, chunk = TILES[m]
     _product[(triton.cdiv(n_out, rows), triton.cdiv(n_x, m))](
         x.contiguous(), *views(data, type_name), x if experts is None else experts.contiguous(), out,
-        n_x, n_out, x.shape[1], x_step,
+        n_x, n_out, x.shape[1], x_step, mantissa_mask(type_name),
         M=m, ROWS=rows, CHUNK=chunk, EXPERTS=experts is not None, **_constants(type_name),
         num_stages=2, enable_fp_fusion=True,
     )  # fmt: skip
@@ -161,7 +162,7 @@ def ggml_matmul_experts(x: Tensor, data: Tensor, experts: Tensor, type_name: str
 
 def _compilation(type_name: str, m: int) -> Compilation:
     (rows, chunk), kind, unit = TILES[m], GGML_TYPES[type_name], UNITS[type_name]
-    numbers = dict.fromkeys(("n_x", "n_out", "n_in", "x_step"), "i32")
+    numbers = dict.fromkeys(("n_x", "n_out", "n_in", "x_step", "mask"), "i32")
     return Compilation(
         name=f"ggml_matmul/{type_name.lower()}-m{m}",
         kernel=_product,

@@ -27,6 +27,12 @@ SHAPES = {
 }
 
 
+def mantissa_mask(type_name: str) -> int:
+    """The highest bits of a float32's mantissa, as many as a code of the type has."""
+    bits = SHAPES[type_name][0]
+    return ((1 << bits) - 1) << (23 - bits)
+
+
 @triton.jit
 def load_word(words, at, UNIT: tl.constexpr):
     """Four bytes from byte `at` on, which is a multiple of UNIT."""
@@ -57,10 +63,11 @@ def load_high(words, at, k, UNIT: tl.constexpr, TYPE: tl.constexpr):
 
 
 @triton.jit
-def value(words, place: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr):
+def value(words, mask, place: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr):
     """What the BITS bits from bit `place` of a word on stand for: 1 + code/2^BITS, but of a codebook its value, of Q8_0 the code.
 
     The bits of 1 + code/2^BITS are the code's, as the highest of its mantissa; making a float of an integer takes longer.
+    `mask` covers these; as an argument it is in a register, and `and` and `or` are one instruction, which takes one constant.
     """
     if TYPE == "Q8_0":
         x = ((words << (24 - place)) >> 24).to(tl.float32)
@@ -69,7 +76,7 @@ def value(words, place: tl.constexpr, BITS: tl.constexpr, TYPE: tl.constexpr):
     else:
         LEFT: tl.constexpr = 23 - BITS - place
         moved = words << LEFT if LEFT >= 0 else words >> -LEFT
-        x = ((moved & (((1 << BITS) - 1) << (23 - BITS))) | 0x3F800000).to(tl.float32, bitcast=True)
+        x = ((moved & mask) | 0x3F800000).to(tl.float32, bitcast=True)
     return x
 
 
