@@ -17,7 +17,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a small vocabulary takes several blocks, the last in part, and several splits."""
     monkeypatch.setattr(kernel, "BLOCK", 128)
     monkeypatch.setattr(kernel, "PROGRAMS", 6)
-    monkeypatch.setattr(kernel, "NVIDIA", kernel.Heads(rows=16, columns=64, depth=32, num_warps=4, num_stages=1))
+    monkeypatch.setattr(kernel, "NVIDIA", kernel.Heads(rows=16, columns=64, depth=32, num_warps=8, num_stages=3))
 
 
 def logits(n: int, seed: int, spread: float = 4.0, offset: float = 0.0) -> Tensor:

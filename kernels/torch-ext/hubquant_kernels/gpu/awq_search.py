@@ -36,6 +36,7 @@ def rounding_error(weight: Tensor, s: Tensor, bits: int, group_size: int, symmet
         MAX_CODE=2**bits - 1,
         SYMMETRIC=symmetric,
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
         enable_fp_fusion=False,
     )
     return delta
@@ -126,6 +127,7 @@ COMPILATIONS = (
         constants={"ROWS": ELEMENTS // 128, "WIDTH": 128, "MAX_CODE": 15, "SYMMETRIC": False},
         aligned=("weight", "scales", "delta", "out", "n", "group_size"),
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
         fp_fusion=False,
         weights=ELEMENTS,
         bytes_read=8.0 * ELEMENTS,

@@ -27,7 +27,7 @@ class Heads:
 
 NVIDIA = Heads(rows=64, columns=128, depth=32, num_warps=8, num_stages=3)
 AMD = Heads(rows=64, columns=64, depth=32, num_warps=4, num_stages=2)
-BLOCK, BLOCK_WARPS = 2048, 8
+BLOCK, BLOCK_WARPS, BLOCK_STAGES = 2048, 8, 2
 PROGRAMS = 512  # the vocabulary is split until there are so many, for positions are few
 PARTS = 8  # m_p, S_p, m_q, S_q, Σ e^(p − m_p) (p − q), the target's q, and both most likely tokens
 
@@ -37,7 +37,17 @@ def divergence(base: Tensor, other: Tensor, targets: Tensor) -> tuple[Tensor, Te
     n, vocabulary = base.shape
     parts = base.new_empty((PARTS, 1, n), dtype=torch.float32)
     if n:
-        _of_logits[(n,)](base.contiguous(), other.contiguous(), targets, parts, n, vocabulary, BLOCK=BLOCK, num_warps=BLOCK_WARPS)
+        _of_logits[(n,)](
+            base.contiguous(),
+            other.contiguous(),
+            targets,
+            parts,
+            n,
+            vocabulary,
+            BLOCK=BLOCK,
+            num_warps=BLOCK_WARPS,
+            num_stages=BLOCK_STAGES,
+        )
     return _finish(parts)
 
 
@@ -222,6 +232,7 @@ COMPILATIONS = (
         constants={"BLOCK": BLOCK},
         aligned=("base", "other", "targets", "parts", "vocabulary"),
         num_warps=BLOCK_WARPS,
+        num_stages=BLOCK_STAGES,
         bytes_read=8.0 * BLOCK,
     ),
     _compilation("bf16", NVIDIA, TARGETS[:-1]),

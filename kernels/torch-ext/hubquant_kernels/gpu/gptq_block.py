@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Compilation
-from .grid import NUM_WARPS, ROWS, load_metric, search, to_codes
+from .grid import NUM_STAGES, NUM_WARPS, ROWS, load_metric, search, to_codes
 
 
 def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
@@ -56,6 +56,7 @@ def _launch(
         SYMMETRIC=symmetric,
         SEARCH=metric is not None,
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
         enable_fp_fusion=False,
     )
     return codes, errors
@@ -114,6 +115,7 @@ def _compilation(name: str, symmetric: bool, found: bool) -> Compilation:
         constants={"ROWS": ROWS, "N": 128, "MAX_CODE": 15, "SYMMETRIC": symmetric, "SEARCH": found, **absent},
         aligned=(*pointers, *searched, "out", "n"),
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
         fp_fusion=False,
         tensor_cores=found,
     )

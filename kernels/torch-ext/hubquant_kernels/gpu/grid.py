@@ -9,7 +9,7 @@ from ..grid import LARGEST_GROUP, SHRINK_STEPS, SMALLEST_SCALE
 from .compilation import Compilation
 
 ROWS = 16
-NUM_WARPS = 4
+NUM_WARPS, NUM_STAGES = 4, 2
 
 _STEPS = tl.constexpr(SHRINK_STEPS)
 _SMALLEST = tl.constexpr(SMALLEST_SCALE)
@@ -39,6 +39,7 @@ def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tup
         MAX_CODE=2**bits - 1,
         SYMMETRIC=symmetric,
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
         enable_fp_fusion=False,
     )
     return scale, zero
@@ -164,6 +165,7 @@ def _compilation(name: str, symmetric: bool) -> Compilation:
         constants={"ROWS": ROWS, "N": LARGEST_GROUP, "MAX_CODE": 15, "SYMMETRIC": symmetric},
         aligned=("weight", "metric", "scale", "zero", "out", "n"),
         num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
         fp_fusion=False,
         tensor_cores=True,
     )
