@@ -26,6 +26,9 @@ class GgufSource:
         stored = {name: tensor.shape for name, tensor in self.header.tensors.items()}
         if n_layer > len(stored):
             raise BadModel(f"{path.name}: {prefix}block_count is {n_layer}, more than the file has tensors")
+        experts = self._parameters.get("expert_count", 0)
+        if isinstance(experts, int) and experts > max((shape[0] for shape in stored.values() if len(shape) > 2), default=0):
+            raise BadModel(f"{path.name}: {prefix}expert_count is {experts}, more than any tensor has matrices")
         layout = self.family.layout(n_layer, self._parameters)
         self._shapes = layout.shapes(stored)
         self._slots, expected = layout.slots(self._shapes)

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hubquant.errors import BadModel
+from hubquant.formats.gguf.header import GgufHeader, StoredTensor
 from hubquant.formats.gguf.reader import GgufSource
 from hubquant.quantize.ggml import GGML_TYPES, decode, encode
 
@@ -86,3 +88,42 @@ def test_files_that_are_sound_but_not_ours(architecture: str, heads: int, tensor
     writer.close()
     with pytest.raises(BadModel, match=message):
         GgufSource(tmp_path / "m.gguf").tensor("model.layers.0.self_attn.q_proj.weight")
+
+
+HOSTILE: tuple[object, ...] = (None, "x", True, 0, -1, 3, 5, 1 << 31, 1 << 62, [1, 2], 1.5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gptneox", "falcon:groups", "mixtral", "deepseek2", "gpt-oss", "gemma2"])
+def test_any_hyperparameters_are_an_error_or_readable(
+    name: str,
+    random_model: Callable[[str], Path],
+    write_gguf: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And any shapes of tensors: one dimension less, one more, one row more. In memory and time that the file's size bounds."""
+    path = write_gguf(tmp_path / "m.gguf", "F16", random_model(name))
+    header = GgufHeader.read(path)
+    assert GgufSource(path).names()
+    asked = ("block_count", "head_count", "head_count_kv", "expert_count", "key_length_mla", "rope.dimension_count")
+    counts = [key for key in header.values if key.endswith(asked)]
+    values = [{**header.values, key: value} for key in counts for value in HOSTILE]
+    tensors = []
+    for stored_name, stored in list(header.tensors.items())[:20]:
+        for shape in (stored.shape[1:], (*stored.shape, 1), (stored.shape[0] + 1, *stored.shape[1:])):
+            tensors.append({**header.tensors, stored_name: replace(stored, shape=shape)})
+    changed = [replace(header, values=v) for v in values] + [replace(header, tensors=t) for t in tensors if () not in _shapes(t)]
+    refused = 0
+    for damaged in changed:
+        monkeypatch.setattr(GgufHeader, "read", lambda _path, damaged=damaged: damaged)
+        try:
+            source = GgufSource(path)
+            for hf_name in source.names()[:3]:
+                source.type_of(hf_name)
+        except BadModel:
+            refused += 1
+    assert refused
+
+
+def _shapes(tensors: dict[str, StoredTensor]) -> set[tuple[int, ...]]:
+    return {tensor.shape for tensor in tensors.values()}

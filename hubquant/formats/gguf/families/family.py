@@ -1,5 +1,6 @@
 """What a model family is to GGUF: which tensors it has, how each is stored, and how it is read back."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -198,7 +199,10 @@ class Layout:
         for hf_name, places in self._places.items():
             held = [stored[name] for name, _ in places if name in stored]
             if len(held) == len(places):
-                found[hf_name] = self._form[hf_name].shape(held, self.parameters)
+                try:
+                    found[hf_name] = self._form[hf_name].shape(held, self.parameters)
+                except (IndexError, ValueError):
+                    raise BadModel(f"GGUF tensor {places[0][0]!r} has other dimensions than it should: {list(held[0])}") from None
                 covered |= {name for name, _ in places}
         if strangers := [name for name in stored if name not in covered]:
             raise BadModel(f"GGUF tensor {strangers[0]!r} is not one of architecture {self.family.architecture}")
@@ -208,9 +212,12 @@ class Layout:
         dims = place.dims or len(shape)
         try:
             view = place.view(torch.empty(shape, device="meta"), self.parameters)
-        except BadModel as error:
+            stored = tuple(view.flatten(0, view.ndim - dims).shape)
+        except (BadModel, RuntimeError, IndexError, ValueError) as error:
             raise BadModel(f"tensor {hf_name} of shape {shape}: {error}") from None
-        return tuple(view.flatten(0, view.ndim - dims).shape)
+        if not math.prod(stored):
+            raise BadModel(f"tensor {hf_name} of shape {shape} would be stored as {stored}; do the hyperparameters fit it?")
+        return stored
 
 
 def _mapped(map_: Any, hf_name: str) -> str:
