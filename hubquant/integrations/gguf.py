@@ -35,7 +35,7 @@ def install() -> None:
 
 
 def restore() -> None:
-    """transformers' own slot again, empty."""
+    """transformers' own slot again, empty: GGUF models that were loaded packed cannot run any more."""
     kernels.get_gguf_kernel = quantizer_gguf.get_gguf_kernel = _stock
     kernels._gguf_kernel = None
 

@@ -118,12 +118,16 @@ print(auto.AUTO_QUANTIZER_MAPPING["gptq"].__name__)
     assert run(code) == "GptqHfQuantizer"
 
 
-def loaders() -> tuple[str, str]:
-    return auto.AUTO_QUANTIZER_MAPPING["gptq"].__name__, auto.AUTO_QUANTIZER_MAPPING["awq"].__name__
+def loaders() -> list[str]:
+    methods = ("gptq", "awq", "auto-round")
+    tables = (auto.AUTO_QUANTIZER_MAPPING, auto.AUTO_QUANTIZATION_CONFIG_MAPPING)
+    return [f"{t[m].__module__.partition('.')[0]}.{t[m].__name__}" for t in tables for m in methods]
 
 
 def test_restore_and_install_undo_each_other() -> None:
-    ours, stock = ("GptqLoader", "AwqLoader"), ("GptqHfQuantizer", "AwqQuantizer")
+    configs = ["GPTQConfig", "AwqConfig", "AutoRoundConfig"]
+    ours = [f"hubquant.{n}" for n in ("GptqLoader", "AwqLoader", "auto_round_loader", *configs)]
+    stock = [f"transformers.{n}" for n in ("GptqHfQuantizer", "AwqQuantizer", "AutoRoundQuantizer", *configs)]
     assert loaders() == ours
     install()
     hubquant.restore()
