@@ -48,6 +48,7 @@ def quantize(
     calibration: Annotated[str, typer.Option(help="Calibration text: a file, or a bundled one by name.")] = "prose-calib",
     windows: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = Calibration().windows,
     window: Annotated[int, typer.Option(help="Tokens per calibration window.", min=2)] = Calibration().window,
+    all_experts: Annotated[bool, typer.Option("--all-experts", help="Show every calibration token to every expert.")] = False,
     text: Annotated[str, typer.Option(help="Evaluation text: a file, or a bundled one by name.")] = "prose-eval",
     protocol: Annotated[
         list[str] | None, typer.Option(help="Evaluation protocol, gptq-N or llamacpp-N; the first decides.")
@@ -71,7 +72,7 @@ def quantize(
         protocols = tuple(protocol or EvaluationPlan().protocols)
         recipe = Recipe(
             variants=tuple(variants or DEFAULT_VARIANTS),
-            calibration=Calibration(source=calibration, windows=windows, window=window),
+            calibration=Calibration(source=calibration, windows=windows, window=window, all_experts=all_experts),
             evaluation=EvaluationPlan(source=text, protocols=protocols, max_tokens=max_tokens),
         )
     if imatrix is not None and not model.endswith(".gguf"):
