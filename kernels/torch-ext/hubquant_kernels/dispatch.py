@@ -49,11 +49,17 @@ def on_gpu(
         tensor = next(a for a in arguments if isinstance(a, Tensor))
         if not (usable(tensor, minimum_capability) and accepts(*arguments)):
             return operator._init_fn(*arguments)
-        launcher = getattr(importlib.import_module(f".gpu.{module}", __package__), name)
         with torch.cuda.device(tensor.device):
-            return launcher(*arguments)
+            return launcher(module, name)(*arguments)
 
     operator.register_kernel("cuda")(run)
+
+
+@functools.cache
+def launcher(module: str, name: str) -> Callable[..., Any]:
+    """The function `name` of gpu/`module`.py."""
+    found: Callable[..., Any] = getattr(importlib.import_module(f".gpu.{module}", __package__), name)
+    return found
 
 
 @functools.cache
