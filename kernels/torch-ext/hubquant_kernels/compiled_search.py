@@ -14,6 +14,13 @@ from .compiled import Compiled
 from .ggml_codebook import VALUES
 
 
+def _importance_weights(x: Tensor, importance: Tensor, spread: Tensor) -> Tensor:
+    """importance·√(spread·mean(x²) + x²) of columns [size, g, n], the mean being that of a super-block."""
+    squares = x * x
+    mean = squares.transpose(0, 1).reshape(256, -1).sum(0) / 256
+    return (squares + spread * mean).sqrt() * importance
+
+
 def _affine_step(x: Tensor, w: Tensor, sums: Tensor, kept: Tensor, iscale: Tensor, levels: Tensor, absolute: bool) -> Tensor:
     """One trial of affine_search: `sums` Σw and Σwx [2, n], `kept` [5, n] as there; returns the new `kept`."""
     (sum_w, sum_x), origin = sums, kept[2]
@@ -133,6 +140,7 @@ def _weighted_square(difference: Tensor, w: Tensor | None) -> Tensor:
     return _total(squares if w is None else squares * w)
 
 
+IMPORTANCE_WEIGHTS = Compiled(_importance_weights)
 BY_SQUARE, BY_MAGNITUDE = Compiled(_by_square), Compiled(_by_magnitude)
 BEST_RATIO, BEST_CODEBOOK_RATIO = Compiled(_best_ratio), Compiled(_best_codebook_ratio)
 AFFINE_SUMS, AFFINE_ERRORS = Compiled(_affine_sums), Compiled(_affine_errors)

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from .ggml_best_symmetric import SymmetricKind, improve_two_level, peaks
 from .ggml_codebook import VALUES, nearest_places
-from .ggml_columns import Blocks, columns, exact_root, rows, stored
+from .ggml_columns import Blocks, columns, rows, stored
 from .ggml_layout import pack_iq4_xs, pack_q3_k, pack_q6_k
 from .ggml_search import GROUP_MAX_EPS, ColumnSum, codebook_search, divided, improve_codes, ratio, signed_peak, symmetric_search
-from .kquant import superblock_square
+from .kquant import importance_weights
 
 Q3_K = SymmetricKind(-4, 3, -32, 31, peaks(-4, 3, 0.75, 1.5, 7))
 Q6_K = SymmetricKind(-32, 31, -128, 127, peaks(-32, 31, 4.8, 1.25, 9))
@@ -82,9 +82,7 @@ def _q3_plain(x: Tensor, n: int) -> Fits:
 
 
 def _q3_weighted(x: Tensor, importance: Tensor, n: int) -> Fits:
-    squares = x * x
-    sigma2 = (2 * superblock_square(squares, n)).repeat(16)
-    return _searched(x, exact_root(squares.add_(sigma2)).mul_(importance), 4, n)
+    return _searched(x, importance_weights(x, importance, 2.0, n), 4, n)
 
 
 def encode_q3_k(blocks: Blocks) -> Tensor:
@@ -106,16 +104,11 @@ def encode_q3_k(blocks: Blocks) -> Tensor:
     return pack_q3_k(*fields)
 
 
-def codebook_weights(x: Tensor, importance: Tensor | None, sigma2: Tensor) -> Tensor:
-    return x * x if importance is None else exact_root((x * x).add_(sigma2)).mul_(importance)
-
-
 def encode_iq4_xs(blocks: Blocks) -> Tensor:
     scales = []
     for part in blocks.parts():
         n, x = len(part.x), columns(part.x, 32)
-        sigma2 = (2 * superblock_square(x * x, n)).repeat(8)
-        w = codebook_weights(x, None if part.importance is None else columns(part.importance, 32), sigma2)
+        w = x * x if part.importance is None else importance_weights(x, columns(part.importance, 32), 2.0, n)
         scales.append(codebook_search(x, w).view(8, n))
     scale = torch.cat(scales, dim=1)
     d = signed_peak(scale) / -32
