@@ -54,7 +54,8 @@ def quantize(
     decoder = opened.decoder() if opened is not None else None
     if is_gguf(model):
         weights = opened.weights if opened is not None and given is None else None
-        writers, notes = writers_of_gguf(model, weights, out, recipe, base, given)
+        pass_over = weights if isinstance(weights, GgufSource) else None
+        writers, notes = writers_of_gguf(model, pass_over, out, recipe, base, given)
     else:
         assert decoder is not None
         base = base.model_copy(update={"parameters": sum(prod(shape) for shape in decoder.shapes().values())})
