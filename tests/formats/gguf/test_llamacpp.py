@@ -1,5 +1,6 @@
 """llama.cpp itself reads our files: the same tokens, the same logits, the same perplexity."""
 
+import shutil
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hubquant.formats.gguf.reader import GgufSource
 from tests.formats.gguf.llamacpp import decoded, llama_cpp, load, logits, mean_kl, perplexity, torch_logits
 from tests.formats.gguf.strings import STRINGS
 
@@ -50,7 +53,23 @@ def test_perplexity_is_that_of_our_own_evaluation(
     theirs = perplexity(lambda tokens: logits(model, tokens), windows, bos)
     ours = perplexity(lambda tokens: torch_logits(published, tokens), windows, bos)
     print(f"{mixture}: llama.cpp {theirs:.4f}, ours {ours:.4f}, ratio {theirs / ours:.5f}")
-    assert theirs == pytest.approx(ours, rel=0.005)
+    # this model has outliers: rounding the inputs of matrices to 8 bits, as llama.cpp does, costs it up to 0.6 %
+    assert theirs == pytest.approx(ours, rel=0.01)
+
+
+def test_without_rounded_inputs_the_perplexity_is_ours(
+    demo_folder: Path, demo_gguf: Callable[[str], Path], write_gguf: Callable[..., Path], windows: list[list[int]], tmp_path: Path
+) -> None:
+    """The weights of a Q4_K_S file as F32, which llama.cpp multiplies without rounding anything: what the test above finds
+    between the two perplexities is not in the file."""
+    source, folder = GgufSource(demo_gguf("Q4_K_S")), tmp_path / "decoded"
+    shutil.copytree(demo_folder, folder)
+    save_file({name: source.tensor(name) for name in source.names()}, folder / "model.safetensors")
+    model = load(write_gguf(tmp_path / "m.gguf", "F32", folder), n_ctx=WINDOW, n_batch=WINDOW, logits_all=True)
+    published = decoded(demo_folder, demo_gguf("Q4_K_S"))
+    theirs = perplexity(lambda tokens: logits(model, tokens), windows, None)
+    ours = perplexity(lambda tokens: torch_logits(published, tokens), windows, None)
+    assert theirs == pytest.approx(ours, rel=0.001)
 
 
 def test_it_generates_text(demo_gguf: Callable[[str], Path]) -> None:
