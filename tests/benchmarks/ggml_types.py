@@ -1,6 +1,8 @@
 """Every block type against ggml: bits per weight, share of identical blocks, weighted error, and speed.
 
-python tests/benchmarks/ggml_types.py            prints the table, and keeps it as results/ggml/types.json for the README
+python tests/benchmarks/ggml_types.py                 prints the table, and keeps it as results/ggml/types.json for the README
+python tests/benchmarks/ggml_types.py Q4_K IQ4_XS     renews these rows
+python tests/benchmarks/ggml_types.py --eager         without what compiling takes, and gives
 
 Speeds are megabytes of float32 weights per second of CPU time on one thread, the best of ROUNDS; ggml is llama.cpp's own
 library where llama-cpp-python is installed (make types), else the package libgguf. All share one tensor: rows of the bundled
@@ -12,6 +14,7 @@ import importlib.util
 import json
 import os
 import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,13 +29,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, GgmlType, decode, encode
+from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, GgmlType, decode, encode, ggml_type
 from hubquant.quantize.iquant import IQ_TYPES
 
 KEPT = Path(__file__).parent / "results" / "ggml" / "types.json"
 ROUNDS = 2
 ROWS = 2048
-EAGER, COMPILED = "inf", "0"  # HUBQUANT_COMPILE_AFTER
+# by what HUBQUANT_COMPILE_AFTER says
+WAYS = {"eager": "inf", "compiled": "0"}
 
 Encode = Callable[[Tensor, GgmlType, Tensor | None], Tensor]
 
@@ -87,7 +91,7 @@ def error(data: Tensor, weight: Tensor, kind: GgmlType, importance: Tensor | Non
     return float((squares if importance is None else squares * importance.double()).sum())
 
 
-def measure(kind: GgmlType, weight: Tensor, importance: Tensor | None, theirs: Encode) -> dict[str, Any]:
+def measure(kind: GgmlType, weight: Tensor, importance: Tensor | None, theirs: Encode, ways: dict[str, str]) -> dict[str, Any]:
     """`warm_up`: CPU seconds of the first compiled call of each mode beyond those of the next."""
     reference, best = (encode(weight, kind.name, importance, mode) for mode in ("reference", "best"))
     expected = theirs(weight, kind, importance)
@@ -97,7 +101,7 @@ def measure(kind: GgmlType, weight: Tensor, importance: Tensor | None, theirs: E
         "ggml": speed(weight, lambda: theirs(weight, kind, importance)),
     }
     for mode in ("reference", "best"):
-        for name, after in (("eager", EAGER), ("compiled", COMPILED)):
+        for name, after in ways.items():
             os.environ["HUBQUANT_COMPILE_AFTER"] = after
             started = cpu_seconds()
             encode(weight, kind.name, importance, mode)
@@ -106,7 +110,7 @@ def measure(kind: GgmlType, weight: Tensor, importance: Tensor | None, theirs: E
             if name == "compiled":
                 steady = weight.numel() * 4e-6 / found[f"{mode} {name}"]
                 found["warm_up"] = found.get("warm_up", 0.0) + max(0.0, first - steady)
-        os.environ["HUBQUANT_COMPILE_AFTER"] = EAGER
+        os.environ["HUBQUANT_COMPILE_AFTER"] = WAYS["eager"]
     return found
 
 
@@ -114,32 +118,31 @@ def line(name: str, how: str, found: dict[str, Any]) -> str:
     ours = "  ".join(f"{k} {found[k] / found['ggml']:.2f}x" for k in found if k.startswith(("reference", "best")))
     return (
         f"{name:8} {how:10} identical {found['identical']:.4%}  error {found['error']:.3f}  ggml {found['ggml']:.0f} MB/s  {ours}"
-        f"  warm-up {found['warm_up']:.1f} s"
+        f"  warm-up {found.get('warm_up', 0.0):.1f} s"
     )
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
-    os.environ["HUBQUANT_COMPILE_AFTER"] = EAGER
+    os.environ["HUBQUANT_COMPILE_AFTER"] = WAYS["eager"]
+    ways = {name: after for name, after in WAYS.items() if name == "eager" or "--eager" not in arguments}
+    wanted = [a for a in arguments if a != "--eager"] or [name for name, kind in GGML_TYPES.items() if kind.block_size > 1]
     name, theirs = ggml()
     weight = weights()
     importance = torch.exp(2 * torch.randn(256, generator=torch.Generator().manual_seed(3)))
-    types: dict[str, Any] = {}
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"types": {}}
+    kept |= {"ggml": name, "torch": torch.__version__, "weights": weight.numel()}
     with tempfile.TemporaryDirectory() as cold:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cold
-        for kind in GGML_TYPES.values():
-            if kind.block_size == 1:
-                continue
-            types[kind.name] = {"bits_per_weight": kind.bits_per_weight, "ours": kind.name not in IQ_TYPES}
+        for kind in map(ggml_type, wanted):
+            row = kept["types"][kind.name] = {"bits_per_weight": kind.bits_per_weight, "ours": kind.name not in IQ_TYPES}
             for how, given in (("plain", None), ("importance", importance)):
-                if given is None and kind.name in NEEDS_IMPORTANCE:
-                    continue
-                types[kind.name][how] = measure(kind, weight, given, theirs)
-                print(line(kind.name, how, types[kind.name][how]), flush=True)
-    KEPT.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"ggml": name, "torch": torch.__version__, "weights": weight.numel(), "types": types}
-    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+                if given is not None or kind.name not in NEEDS_IMPORTANCE:
+                    row[how] = measure(kind, weight, given, theirs, ways if row["ours"] else {"eager": WAYS["eager"]})
+                    print(line(kind.name, how, row[how]), flush=True)
+            KEPT.parent.mkdir(parents=True, exist_ok=True)
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

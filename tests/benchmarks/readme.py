@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import tempfile
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from rich.console import Console
 from hubquant import cli
 from hubquant.artifact import Report
 from hubquant.console import METRICS, metrics, protocol_line, size
-from hubquant.recipe import VARIANTS, Variant
+from hubquant.recipe import DEFAULT_VARIANTS, VARIANTS, Variant
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = RESULTS / "families" / "gguf.json"
+TYPES = RESULTS / "ggml" / "types.json"
 GENERATION = RESULTS / "cpu" / "llama-1.1b.json"
 LOADS = {
     "gptq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
@@ -46,8 +48,14 @@ def variants() -> str:
         kind = "symmetric" if v.symmetric else "asymmetric"
         return f"{v.bits} bit, groups of {v.group_size}, {kind}"
 
-    rows = [[f"`{v.name}`", stored(v), f"-{v.repo_suffix}", LOADS[v.format]] for v in VARIANTS.values()]
-    return table(["variant", "stored as", "repo", "loads with"], rows)
+    shown = [v for v in VARIANTS.values() if v.format != "gguf" or v.name in DEFAULT_VARIANTS]
+    rows = [[f"`{v.name}`", stored(v), f"-{v.repo_suffix}", LOADS[v.format]] for v in shown]
+    rows.append(["`gguf-auto@4.5bpw`", "types by measured sensitivity, within any budget", "-GGUF", "llama.cpp, Ollama, LM Studio"])
+    others = ", ".join(f"`{v.name.removeprefix('gguf-')}`" for v in VARIANTS.values() if v.format == "gguf" and v not in shown)
+    return (
+        table(["variant", "stored as", "repo", "loads with"], rows)
+        + f"\n\nAnd after `gguf-` every other mixture of llama.cpp, tensor for tensor: {others}."
+    )
 
 
 def commands() -> str:
@@ -73,6 +81,65 @@ def quality() -> str:
                 + f"\n\n{protocol_line(protocol)}. hubquant {report.hubquant_version}, torch {report.versions['torch']}."
             )
     return "\n\n".join(parts)
+
+
+def families() -> str:
+    kept = json.loads(FAMILIES.read_text())
+
+    def row(name: str, found: dict[str, Any]) -> list[str]:
+        kl, differences = found.get("logits_kl"), found.get("perplexity", {})
+        worst = max(differences, key=lambda mixture: abs(differences[mixture]), default=None)
+        return [
+            name,
+            {True: "yes", False: "no"}.get(found.get("loads"), "—"),
+            found.get("tokenizer", "—"),
+            "—" if kl is None else f"{kl:.1e}",
+            "—" if worst is None else f"{100 * differences[worst]:+.2f} % ({worst})",
+            {True: "yes", False: "no"}.get(found.get("from_pretrained"), "—"),
+        ]
+
+    headings = ["family", "loads", "same tokens", "KL of F16's logits", "worst perplexity", "`from_pretrained`"]
+    mixtures = dict.fromkeys(m for found in kept["families"].values() for m in found.get("perplexity", {}))
+    return (
+        table(headings, [row(name, found) for name, found in kept["families"].items()])
+        + f"\n\nSmall random models; llama.cpp of llama-cpp-python {kept['llama-cpp-python']}, transformers {kept['transformers']}. "
+        "KL: mean, against transformers. Perplexity: llama.cpp's against our own of the same file, the worst of "
+        f"{', '.join(mixtures)}. `from_pretrained`: transformers' own GGUF loader computes the same."
+    )
+
+
+def types() -> str:
+    kept = json.loads(TYPES.read_text())
+
+    def cell(row: dict[str, Any], value: Callable[[dict[str, Any]], str]) -> str:
+        return " / ".join(value(row[how]) if how in row else "—" for how in ("plain", "importance"))
+
+    def times(key: str) -> Callable[[dict[str, Any]], str]:
+        return lambda found: f"{found[key] / found['ggml']:.2f}" if key in found else "—"
+
+    modes = ("reference eager", "reference compiled", "best eager", "best compiled")
+    rows = [
+        [
+            name,
+            f"{row['bits_per_weight']:.4g}",
+            cell(row, lambda f: f"{100 * f['identical']:.5g} %"),
+            cell(row, lambda f: f"{f['error']:.3f}"),
+            cell(row, lambda f: f"{f['ggml']:.0f}"),
+            *(cell(row, times(mode)) for mode in modes),
+        ]
+        for name, row in kept["types"].items()
+        if row["ours"]
+    ]
+    libgguf = ", ".join(name for name, row in kept["types"].items() if not row["ours"])
+    measured = [f for row in kept["types"].values() for f in row.values() if isinstance(f, dict) and "warm_up" in f]
+    return (
+        table(["type", "bits", "identical blocks", "error of best", "ggml, MB/s", *modes], rows)
+        + f"\n\nWithout / with importance, against {kept['ggml']}'s ggml: {kept['weights']:,} float32 weights of the bundled "
+        f"model, one thread, CPU time on a shared machine, torch {kept['torch']}. Reference mode gives ggml's bytes, best (the "
+        "default) less Σ importance·error² in as many bytes; the last columns are their speeds, ggml's being 1. Searches are "
+        "compiled by torch's inductor once they have cost as much as compiling would; compiling took "
+        f"{sum(f['warm_up'] for f in measured):.0f} s of CPU time for what stands here. {libgguf} are ggml's own, from libgguf."
+    )
 
 
 def generation() -> str:
@@ -103,32 +170,15 @@ def loads() -> str:
     return table(headings, loading.rows()) + "\n\n" + loading.note()
 
 
-def families() -> str:
-    kept = json.loads(FAMILIES.read_text())
-
-    def row(name: str, found: dict[str, Any]) -> list[str]:
-        kl, differences = found.get("logits_kl"), found.get("perplexity", {})
-        worst = max(differences, key=lambda mixture: abs(differences[mixture]), default=None)
-        return [
-            name,
-            {True: "yes", False: "no"}.get(found.get("loads"), "—"),
-            found.get("tokenizer", "—"),
-            "—" if kl is None else f"{kl:.1e}",
-            "—" if worst is None else f"{100 * differences[worst]:+.2f} % ({worst})",
-            {True: "yes", False: "no"}.get(found.get("from_pretrained"), "—"),
-        ]
-
-    headings = ["family", "loads", "same tokens", "KL of F16's logits", "worst perplexity", "`from_pretrained`"]
-    mixtures = dict.fromkeys(m for found in kept["families"].values() for m in found.get("perplexity", {}))
-    return (
-        table(headings, [row(name, found) for name, found in kept["families"].items()])
-        + f"\n\nSmall random models; llama.cpp of llama-cpp-python {kept['llama-cpp-python']}, transformers {kept['transformers']}. "
-        "KL: mean, against transformers. Perplexity: llama.cpp's against our own of the same file, the worst of "
-        f"{', '.join(mixtures)}. `from_pretrained`: transformers' own GGUF loader computes the same."
-    )
-
-
-PARTS = {"variants": variants, "loading": loads, "commands": commands, "quality": quality, "generation": generation, "families": families}
+PARTS = {
+    "variants": variants,
+    "loading": loads,
+    "commands": commands,
+    "quality": quality,
+    "generation": generation,
+    "families": families,
+    "types": types,
+}
 
 
 def rendered(text: str) -> str:
