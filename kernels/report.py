@@ -40,7 +40,8 @@ a bound is what the part could do at best, not a measurement.** Written by `pyth
 where meant, and no figure more than 5 % worse than here.
 
 - **tensor**: tensor-core instructions. **ld128**, **cp128**: 128-bit loads into registers, asynchronous 128-bit copies.
-- **loop**: instructions of the innermost loop; **/weight**: instructions of a warp per weight in it.
+- **loop**: instructions of the innermost loop; **/weight**: instructions of a warp per weight in one trip of it. The trips of a
+  search (ggml_quantize) are its candidates: a weight goes through all of them.
 - **memory**, **issue**, **tensor bound**: the time that the loop needs at least on the part for what it reads, for issuing its
   instructions, and for its tensor-core operations, as a percentage of the longest of the three. 100 % names what limits; 90 %
   under *memory* says that the kernel can reach 90 % of the memory's speed as far as instructions go.
