@@ -22,6 +22,9 @@ pytestmark = pytest.mark.llamacpp
 WINDOW = 256
 MIXTURES = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K", "IQ4_XS", "IQ4_NL", "IQ3_S", "Q5_1", "Q4_0")
 
+# What is rounded here and not there sends some tokens to another expert
+ROUTED = ("mixtral", "qwen3moe", "deepseek2", "deepseek3", "gpt-oss")
+
 
 def _random_tokens(n: int) -> list[list[int]]:
     return torch.randint(0, 2048, (n, WINDOW), generator=torch.Generator().manual_seed(1)).tolist()
@@ -114,4 +117,4 @@ def test_perplexity_is_that_of_our_own_evaluation(
         print(f"{name} {mixture}: perplexity {expected:.3f}, llama.cpp's differs by {100 * difference:.3f} %, mean KL {kl:.2e}")
         family_result(name, perplexity={mixture: difference})
         assert abs(difference) < 0.005
-        assert kl < 1e-3
+        assert kl < (1e-2 if name in ROUTED else 1e-3)
