@@ -102,8 +102,9 @@ def families() -> str:
     mixtures = dict.fromkeys(m for found in kept["families"].values() for m in found.get("perplexity", {}))
     return (
         table(headings, [row(name, found) for name, found in kept["families"].items()])
-        + f"\n\nSmall random models; llama.cpp of llama-cpp-python {kept['llama-cpp-python']}, transformers {kept['transformers']}. "
-        "KL: mean, against transformers. Perplexity: llama.cpp's against our own of the same file, the worst of "
+        + f"\n\nSmall random models; llama.cpp of llama-cpp-python {kept['llama-cpp-python']}, "
+        f"transformers {kept['transformers']}. KL: mean, against transformers. "
+        "Perplexity: llama.cpp's against our own of the same file, the worst of "
         f"{', '.join(mixtures)}. `from_pretrained`: transformers' own GGUF loader computes the same."
     )
 
