@@ -64,8 +64,6 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
                 dense[module_name] = candidates
                 continue
             model.set_submodule(module_name, self._replacement(name, module, stored))
-            # everything comes from the files; GPT-2 would initialize the weight of this linear where it initializes its owner
-            model.get_submodule(module_name.rpartition(".")[0])._is_hf_initialized = True
             _untie(model, module_name)
             self._linears[module_name] = name
         _check_all_found(model, packed, set(self._linears.values()))
@@ -79,6 +77,9 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
         with torch.device("meta"):
             layer = self.packed_linear(name, in_features, out_features, linear.bias is not None)
         fit(layer, name, stored)
+        # models initialize what the files lack, buffers too, and some reach for the weight of a linear in doing so
+        layer.weight = torch.empty(0)
+        layer.weight._is_hf_initialized = True  # type: ignore[attr-defined]
         return layer
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
@@ -87,6 +88,7 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         for module_name, name in self._linears.items():
             layer = model.get_submodule(module_name)
+            del layer.weight
             tensors = {s: getattr(layer, s) for s in self.format.SUFFIXES}
             places = {s: t.device for s, t in tensors.items()}
             if len(set(places.values())) > 1:
