@@ -48,7 +48,7 @@ def writers_of_folder(
                 shapes,
                 linears,
                 routers=decoder.routers(),
-                float32=decoder.buffers,
+                float32=decoder.float32(),
                 transposed=decoder.transposed,
                 stored=decoder.names.stored,
             )

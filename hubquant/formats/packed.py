@@ -87,7 +87,7 @@ class PackedWriter:
         self.routers, self.float32, self.stored = frozenset(routers), frozenset(float32), stored
         self.transposed = frozenset(transposed)
         fits = {n for n in linears if shapes[n][1] % GROUP_SIZES[-1] == 0 and shapes[n][0] % OUTPUTS_PER_WORD == 0}
-        packable = fits - self.routers
+        packable = fits - self.routers - self.float32
         if not packable:
             raise BadModel(
                 f"no linear of this model can be packed: each needs inputs in multiples of {GROUP_SIZES[-1]} and outputs in "
@@ -173,10 +173,13 @@ class PackedWriter:
             reason = "nothing that it reads was found"
             if name in self.routers:
                 reason = "it chooses among the experts"
+            elif name in self.float32:
+                reason = "transformers computes it in float32"
             elif name in self.kept:
                 reason = f"shape {list(weight.shape)} is no multiple of [{OUTPUTS_PER_WORD}, {self.grid.group_size}]"
-            note = f"kept in 16 bit: {reason}"
-            self._records.append(TensorRecord(name=self.stored(name), type="F16", output_error=0.0, note=note))
+            bits, stored_as = (32, "F32") if name in self.float32 else (16, "F16")
+            note = f"kept in {bits} bit: {reason}"
+            self._records.append(TensorRecord(name=self.stored(name), type=stored_as, output_error=0.0, note=note))
             self.kept = self.kept | {name}
 
     def _rounded(self, name: str, tensor: Tensor) -> Tensor:

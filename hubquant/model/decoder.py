@@ -87,6 +87,12 @@ class Decoder:
         """Names of the weights that choose among experts."""
         return routers(self.model, self.experts)
 
+    def float32(self) -> set[str]:
+        """Names of what is not to be rounded: stored buffers, and linears that transformers keeps in float32."""
+        kept = {*(self.model._keep_in_fp32_modules or ()), *(self.model._keep_in_fp32_modules_strict or ())}
+        linears = {f"{n}.weight" for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        return self.buffers | {n for n in linears if any(part in n for part in kept)}
+
     def outside(self) -> list[str]:
         """Names of the parameters that belong to no decoder layer: embeddings, final norm, head."""
         return [n for n in self.shapes() if not n.startswith(self.layers_name + ".")]

@@ -213,7 +213,7 @@ def check(config: PretrainedConfig, folder: Path) -> tuple[int, int]:
     shapes = decoder.shapes()
     linears = {name for name, shape in shapes.items() if len(shape) == 2 and name not in decoder.outside()}
     parts: Mapping[str, Any] = {
-        "routers": decoder.routers(), "float32": decoder.buffers, "transposed": decoder.transposed, "stored": decoder.names.stored
+        "routers": decoder.routers(), "float32": decoder.float32(), "transposed": decoder.transposed, "stored": decoder.names.stored
     }  # fmt: skip
     writers = [PackedWriter(variant(v), folder / v, folder / "base", shapes, linears, **parts) for v in VARIANTS]
     calibration = torch.randint(3, 100, (4, 64), generator=torch.Generator().manual_seed(2))
