@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation
+.PHONY: demo test test-architectures test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,12 +25,16 @@ test-kernels: $(VENV)/.installed   ## the Triton kernels without a GPU: interpre
 # llama-cpp-python comes as source: building it takes 10 to 20 minutes on two cores
 $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-llamacpp
-	$(VENV)-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,dev]' llama-cpp-python==0.3.36
+	$(VENV)-llamacpp/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
+	    -d $(VENV)-llamacpp/source llama-cpp-python==0.3.36
+	tar -xzf $(VENV)-llamacpp/source/llama_cpp_python-0.3.36.tar.gz -C $(VENV)-llamacpp/source --strip-components=1
+	$(VENV)-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,dev]' sentencepiece \
+	    $(VENV)-llamacpp/source/llama_cpp_python-0.3.36.tar.gz
 	touch $@
 
 # HUBQUANT_KEEP_FAMILIES=1 keeps what is found of each model family, for `make readme`
 test-gguf: $(VENV)-llamacpp/.installed   ## our GGUF files in llama.cpp itself
-	$(VENV)-llamacpp/bin/python -m pytest -q -m llamacpp
+	HUBQUANT_LLAMA_CPP=$(VENV)-llamacpp/source/vendor/llama.cpp $(VENV)-llamacpp/bin/python -m pytest -q -m llamacpp
 	$(VENV)-llamacpp/bin/python -m pytest -q tests/formats/gguf/test_transformers.py
 
 # gptqmodel asks for newer torch and pillow than it needs: its own dependencies are named here and it is installed without them.
@@ -48,6 +52,10 @@ test-gptqmodel: $(VENV)-gptqmodel/.installed   ## our GPTQ and AWQ folders in gp
 
 test-ggml: $(VENV)/.installed   ## every encoder compiled, and the types whose tables ggml builds for seconds
 	$(BIN)/python -m pytest -q -m slow tests/quantize/test_ggml.py kernels/tests/test_compiled.py
+
+# HUBQUANT_KEEP_ARCHITECTURES=1 keeps what is found, for `make readme`
+test-architectures: $(VENV)/.installed   ## every causal language model of transformers that can be made tiny
+	$(BIN)/python -m pytest -q -m slow tests/model/test_architectures.py
 
 test-kill: $(VENV)/.installed   ## the bot killed at twenty random moments
 	$(BIN)/python -m pytest -q -s -m slow tests/bot/test_kill.py

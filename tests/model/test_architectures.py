@@ -86,10 +86,31 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral"), _HEADS),
 }
 
-# Configs that cannot be made tiny by their sizes alone, and why.
-NOT_TINY: dict[str, str] = {}
+# Configs that are not made tiny here, and why.
+_PARTS = "its config holds those of other models (vision, audio), which are not small"
+_FIXED = "its sizes are tied to each other by rules that small ones break"
+NOT_TINY: dict[str, str] = {
+    **dict.fromkeys(("blt", "gemma3", "gemma4", "gemma4_text", "git", "got_ocr2", "kimi_linear", "longcat_flash"), _PARTS),
+    **dict.fromkeys(("moss_transcribe_diarize", "musicgen", "musicgen_melody", "phi4_multimodal", "roc_bert"), _PARTS),
+    **dict.fromkeys(("gemma4_unified", "gemma4_assistant", "gemma4_unified_assistant", "gemma3n_text"), _FIXED),
+    **dict.fromkeys(("cohere_compass_text", "dbrx", "dots3_note", "dots3_note_text", "falcon_h1", "lfm2_moe"), _FIXED),
+    **dict.fromkeys(("xmod", "zamba", "zamba2"), _FIXED),
+    "gemma3n": "transformers needs the package timm for it",
+}
 # What is declined, and the sentence that says why.
-DECLINED: dict[str, str] = {}
+_OTHER_EXPERTS = "fused experts that do not follow transformers' experts interface are not supported"
+_PASSED_ON = "its layers hand each other .* beside the hidden states"
+_JOINED = "is missing from the checkpoint"  # transformers joins what the checkpoint holds in parts
+DECLINED: dict[str, str] = {
+    **dict.fromkeys(("inkling_text", "jetmoe", "llama4", "llama4_text", "recurrent_gemma", "rwkv"), _OTHER_EXPERTS),
+    **dict.fromkeys(("glm_moe_dsa", "hy_v4", "zaya"), _PASSED_ON),
+    **dict.fromkeys(("bailing_hybrid", "hrm_text", "inkling2_text", "olmo_hybrid"), _JOINED),
+    **dict.fromkeys(("cpmant", "prophetnet", "xlnet"), "its hidden states are of shape"),
+    **dict.fromkeys(("emu3", "mllama"), "is not a causal language model"),
+    "deepseek_v4": "has dtype I64; expected one of",
+    "reformer": "cannot be run layer by layer",
+    "xlm": "runs between the decoder layers",
+}
 
 
 def shrunk(kind: type[PretrainedConfig]) -> dict[str, Any]:
