@@ -34,7 +34,7 @@ $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt
 
 # HUBQUANT_KEEP_FAMILIES=1 keeps what is found of each model family, for `make readme`
 test-gguf: $(VENV)-llamacpp/.installed   ## our GGUF files in llama.cpp itself
-	HUBQUANT_LLAMA_CPP=$(VENV)-llamacpp/source/vendor/llama.cpp $(VENV)-llamacpp/bin/python -m pytest -q -m llamacpp
+	HUBQUANT_LLAMA_CPP=$(VENV)-llamacpp/source/vendor/llama.cpp $(VENV)-llamacpp/bin/python -m pytest -q -m llamacpp tests/formats
 	$(VENV)-llamacpp/bin/python -m pytest -q tests/formats/gguf/test_transformers.py
 
 # gptqmodel asks for newer torch and pillow than it needs: its own dependencies are named here and it is installed without them.
