@@ -12,12 +12,12 @@ def divergence(base: Tensor, other: Tensor, targets: Tensor) -> tuple[Tensor, Te
     """Per position: −log p_other(target), KL(p_base ‖ p_other) in nats, and whether both have the same most likely token.
 
     base, other [n, vocabulary] logits; targets [n] token ids. Returns float32 [n], float32 [n], bool [n]. A token that the
-    base rules out (logit −inf) adds nothing to the divergence.
+    base rules out (logit −inf) adds nothing to the divergence, which is never negative: what rounding takes below 0 is 0.
     """
     log_p = torch.log_softmax(base.float(), dim=-1)
     log_q = torch.log_softmax(other.float(), dim=-1)
     nll = -log_q.gather(1, targets[:, None])[:, 0]
-    kl = (log_p.exp() * (log_p - log_q)).masked_fill_(log_p == -torch.inf, 0).sum(dim=-1)
+    kl = (log_p.exp() * (log_p - log_q)).masked_fill_(log_p == -torch.inf, 0).sum(dim=-1).clamp_min_(0)
     return nll, kl, base.argmax(dim=-1) == other.argmax(dim=-1)
 
 

@@ -95,7 +95,7 @@ def _finish(parts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     crossed = torch.where(weight_p > 0, cross * weight_p, 0).sum(0)
     kl = crossed / total_p - (top_p - top_q) - (total_p.log() - total_q.log())
     nll = (top_q - target.amax(0)) + total_q.log()
-    return nll, kl, first_p.gather(0, at_p[None])[0] == first_q.gather(0, at_q[None])[0]
+    return nll, kl.clamp_min(0), first_p.gather(0, at_p[None])[0] == first_q.gather(0, at_q[None])[0]
 
 
 @triton.jit
