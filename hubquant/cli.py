@@ -17,7 +17,7 @@ from hubquant import __version__, console
 from hubquant.artifact import Base, Report
 from hubquant.config import Settings
 from hubquant.errors import HubquantError, UsageError
-from hubquant.recipe import DEFAULT_VARIANTS, VARIANTS, Calibration, EvaluationPlan, Recipe
+from hubquant.recipe import DEFAULT_VARIANTS, KNOWN_VARIANTS, Calibration, EvaluationPlan, Recipe
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,9 +31,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout,
 Config = Annotated[Path, typer.Option("--config", "-c", help="Settings of the bot.")]
 Variants = Annotated[
     list[str] | None,
-    typer.Option(
-        "--variant", "-v", help=f"What to make; repeat it. Known: {', '.join(VARIANTS)}. Default: all five of the ladder."
-    ),
+    typer.Option("--variant", "-v", help=f"What to make; repeat it. There are {KNOWN_VARIANTS}. Default: the first five."),
 ]
 DEFAULT_CONFIG = Path("hubquant.toml")
 EXTRAS = {"dbos": "bot", "fastapi": "bot", "uvicorn": "bot", "multipart": "bot", "python_multipart": "bot"}
@@ -88,7 +86,7 @@ def quantize(
 @app.command()
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="An output folder of `hubquant quantize`.")],
-    base: Annotated[str, typer.Option("--base", help="The base model: on the Hub or a folder.")],
+    base: Annotated[str, typer.Option("--base", help="The base model: on the Hub, a folder, or a GGUF file.")],
     text: Annotated[str, typer.Option(help="A text file instead of the recipe's text.")] = "",
     protocol: Annotated[list[str] | None, typer.Option(help="gptq-N or llamacpp-N instead of the recipe's; repeat it.")] = None,
     as_json: Json = False,

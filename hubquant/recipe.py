@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from difflib import get_close_matches
 from itertools import takewhile
 from typing import Literal
 
@@ -64,7 +65,11 @@ VARIANTS: dict[str, Variant] = {
 }
 
 DEFAULT_VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q8_0", "gguf-q6_k", "gguf-q4_k_m")
-
+# What is offered to choose from: the default and what else people take often.
+OFFERED_VARIANTS = (*DEFAULT_VARIANTS, "gguf-q5_k_m", "gguf-iq4_xs", "gguf-q3_k_m", "gguf-iq2_m", "gguf-auto@4.5bpw")
+KNOWN_VARIANTS = (
+    f"{', '.join(DEFAULT_VARIANTS)}, every other mixture of llama.cpp (as gguf-iq3_m), and gguf-auto@4.5bpw with any number"
+)
 
 _AUTO = re.compile(r"gguf-auto@(\d+(?:\.\d+)?)bpw")
 # What a file of that budget is called beside its budget, in a word that the Hub and llama.cpp know.
@@ -75,12 +80,14 @@ _CALLED = {
 
 
 def variant(name: str) -> Variant:
-    """The variant of that name: one of VARIANTS, or gguf-auto@4.5bpw with any budget. Raises UsageError naming the known ones."""
+    """The variant of that name: one of VARIANTS, or gguf-auto@4.5bpw with any budget. Raises UsageError naming similar ones."""
     if name in VARIANTS:
         return VARIANTS[name]
     found = _AUTO.fullmatch(name)
     if found is None:
-        raise UsageError(f"unknown variant {name!r}; known: {', '.join(VARIANTS)}, gguf-auto@4.5bpw (any number)")
+        alike = _alike(name)
+        advice = f"did you mean {' or '.join(alike)}?" if alike else f"there are {KNOWN_VARIANTS}"
+        raise UsageError(f"unknown variant {name!r}; {advice}")
     budget = float(found[1])
     if not min(_CALLED) <= budget <= 16:
         raise UsageError(f"{name}: no file has {budget:g} bits per weight; ask for {min(_CALLED):g} to 16")
@@ -92,6 +99,13 @@ def variant(name: str) -> Variant:
         mixture=f"{budget:g}BPW-{called}_AUTO",
         bits_per_weight=budget,
     )
+
+
+def _alike(name: str) -> list[str]:
+    """At most three names that a person may have meant."""
+    known, wanted = list(dict.fromkeys((*OFFERED_VARIANTS, *VARIANTS))), name.strip().lower()
+    holding = [k for k in known if wanted in k] if wanted else []
+    return (holding or get_close_matches(wanted, known))[:3]
 
 
 class Calibration(Frozen):

@@ -95,7 +95,7 @@ def test_known_errors_are_one_sentence(tmp_path: Path) -> None:
         (
             ["quantize", str(tmp_path / "empty"), "-o", "out", "-v", "gptq-int5"],
             2,
-            "unknown variant 'gptq-int5'; known: gptq-int4-g128",
+            "unknown variant 'gptq-int5'; did you mean gptq-int4-g128?",
         ),
         (["evaluate", str(tmp_path / "empty"), "--base", "x"], 2, "output folder of `hubquant quantize`"),
         (["run", "--once"], 2, "cannot read hubquant.toml"),

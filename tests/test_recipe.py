@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from pydantic import ValidationError
 
 from hubquant.errors import UsageError
-from hubquant.recipe import DEFAULT_VARIANTS, QUALITY_LIMITS, VARIANTS, Recipe, variant
+from hubquant.recipe import DEFAULT_VARIANTS, KNOWN_VARIANTS, OFFERED_VARIANTS, QUALITY_LIMITS, VARIANTS, Recipe, variant
 
 
 def test_names_are_keys_and_say_what_is_made() -> None:
@@ -12,9 +14,26 @@ def test_names_are_keys_and_say_what_is_made() -> None:
         assert bool(made.mixture) == (made.format == "gguf") and bool(made.group_size) == (made.format != "gguf")
 
 
-def test_a_miss_names_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown variant 'awq'; known: gptq-int4-g128"):
-        variant("awq")
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("awq", "did you mean awq-int4-g128?"),
+        ("Q4_K_M", "did you mean gguf-q4_k_m?"),
+        ("gguf-q4km", "did you mean gguf-q4_k_m or gguf-q5_k_m or gguf-q4_k_s?"),
+        ("gguf-auto@abc", "did you mean gguf-auto@4.5bpw?"),
+        ("gguf-auto@4.5", "did you mean gguf-auto@4.5bpw?"),
+        ("nvfp4", f"there are {KNOWN_VARIANTS}"),
+        ("", f"there are {KNOWN_VARIANTS}"),
+    ],
+)
+def test_a_miss_names_what_may_have_been_meant(name: str, advice: str) -> None:
+    with pytest.raises(UsageError, match=f"^unknown variant {re.escape(repr(name))}; {re.escape(advice)}$"):
+        variant(name)
+
+
+def test_what_is_offered_is_known_and_few() -> None:
+    assert [variant(name).name for name in OFFERED_VARIANTS] == list(OFFERED_VARIANTS)
+    assert set(DEFAULT_VARIANTS) < set(OFFERED_VARIANTS) and len(OFFERED_VARIANTS) <= 12
 
 
 def test_repo_suffixes() -> None:
