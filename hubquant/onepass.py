@@ -37,8 +37,6 @@ def one_pass(
     Returns the artifacts in the writers' order, and how many token rows were dropped because they were not finite.
     `progress` is called with (layers done, layers). `all_experts`: every expert is shown every token.
     """
-    for experts in decoder.experts.values():
-        experts.every_token = all_experts
     for name in decoder.outside():
         tensor = decoder.source.tensor(name).float()
         for writer in writers:
@@ -57,7 +55,8 @@ def one_pass(
             parts = list(_parts(tensors, known[alike], lists))
             for part, (names, inputs) in enumerate(parts):
                 # the last part's forward makes the next layer's input; the sums of two parts are never held together
-                statistics = observe(decoder, index, module, inputs, hidden if part == len(parts) - 1 else hidden.clone())
+                rows = hidden if part == len(parts) - 1 else hidden.clone()
+                statistics = observe(decoder, index, module, inputs, rows, all_experts)
                 part_tensors = {n: tensors[n].float() for n in names}
                 layer = Layer(decoder.prefix(index), part_tensors, tuple(inputs), statistics, _following(tensors, known[alike]))
                 for writer in writers:
@@ -105,18 +104,26 @@ def _following(tensors: Mapping[str, Tensor], inputs: Sequence[LayerInput]) -> d
 
 
 def observe(
-    decoder: Decoder, index: int, module: nn.Module, inputs: Sequence[LayerInput], hidden: Tensor
+    decoder: Decoder, index: int, module: nn.Module, inputs: Sequence[LayerInput], hidden: Tensor, all_experts: bool = False
 ) -> dict[str, InputStatistics]:
-    """Run the layer over all windows, in place in `hidden`, and return the sums of each distinct input by its name."""
+    """Run the layer over all windows, in place in `hidden`, and return the sums of each distinct input by its name.
+
+    `all_experts`: every expert is shown every token, for this run only: inputs are told apart by what the router sends.
+    """
     widths = {i.name: module.get_parameter(f"{i.name}.weight").shape[1] for i in inputs}
     statistics = {name: InputStatistics(width, hidden.device) for name, width in widths.items()}
     handles = [
         module.get_submodule(name).register_forward_pre_hook(lambda _module, args, s=sums: s.add(args[0]))
         for name, sums in statistics.items()
     ]
+    lists = [m for m in module.modules() if isinstance(m, Experts)]
     try:
+        for experts in lists:
+            experts.every_token = all_experts
         decoder.run(index, module, hidden)
     finally:
+        for experts in lists:
+            experts.every_token = False
         for handle in handles:
             handle.remove()
     return statistics

@@ -103,3 +103,5 @@ def test_experts_that_saw_too_few_tokens_are_rounded_and_recorded(mixture_of_exp
     gate = next(r for r in starved if r.name.endswith("gate_proj.weight"))
     assert gate.note.endswith(", 8 are needed"), "one token to eight of 64 channels"
     assert not any("rounded to nearest" in r.note for r in all_.artifacts[0].tensors)
+    types = [{r.name: r.type for r in report.artifacts[0].tensors} for report in (few, all_)]
+    assert types[0] == types[1], "what is packed does not depend on who sees which tokens"

@@ -174,7 +174,8 @@ def test_statistics_are_those_of_the_tokens_routed_to_each_expert(
         # an expert's products over all tokens are sums in another order than over some
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
         handle = experts.register_forward_pre_hook(lambda _m, args: routed.append((args[0], args[1])))
-        statistics = observe(decoder, 0, layer, inputs, hidden)
+        statistics = observe(decoder, 0, layer, inputs, hidden, every_token)
+        assert not experts.every_token, "or the next layer's inputs would not be told apart"
         handle.remove()
         x, chosen = torch.cat([r[0] for r in routed]), torch.cat([r[1] for r in routed])
         fused = experts.fused
