@@ -25,7 +25,10 @@ from hubquant.recipe import MAX_FILE_BYTES, Variant
 
 PLAIN = ("F32", "F16", "BF16")
 # keys of the file that was read that are not true of the one that is written
-_REPLACED = ("general.file_type", "general.quantization_version", "split.", "quantize.imatrix.", "hubquant.")
+_REPLACED = (
+    *("general.file_type", "general.quantization_version", "general.alignment"),
+    *("split.", "quantize.imatrix.", "hubquant."),
+)
 ROWS_BYTES = 1 << 28  # float32 rows that are held at a time
 
 # Hugging Face tensor name → which matrices of which GGUF tensors read its input: name, matrices of the stack, how many it has

@@ -29,6 +29,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     writer.add_array("tokenizer.ggml.tokens", ["a", "ß"])
     writer.add_uint32("general.file_type", 1)
     writer.add_string("quantize.imatrix.file", "/home/somebody/imatrix.dat")
+    writer.add_custom_alignment(256)
     torch.manual_seed(0)
     for name, shape in {
         "token_embd.weight": (2, WIDTH),
@@ -66,11 +67,12 @@ def write(plain: Path, mixture: str, folder: Path, imatrix: Imatrix | None) -> G
 def test_keys_are_taken_over_as_they_are_stored(plain: Path, tmp_path: Path) -> None:
     before, after = GgufHeader.read(plain), write(plain, "Q4_K_M", tmp_path, None)
     for key, value in before.values.items():
-        if key not in ("general.file_type", "quantize.imatrix.file"):
+        if key not in ("general.file_type", "quantize.imatrix.file", "general.alignment"):
             assert after.values[key] == value, key
             assert after.kinds[key] == before.kinds[key], key
     assert after.values["general.file_type"] == 15
     assert not [key for key in after.values if key.startswith("quantize.imatrix")]  # nor the path of somebody's machine
+    assert "general.alignment" not in after.values  # tensors lie as GGUF has them without: multiples of 32
     assert set(after.values) - set(before.values) == {"general.quantization_version", "hubquant.version"}
 
 
