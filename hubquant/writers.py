@@ -1,6 +1,7 @@
 """Who writes what a recipe asks for: one ArtifactWriter per variant that the base can have, and the reasons for the others."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from hubquant.artifact import Base
@@ -36,7 +37,16 @@ def writers_of_folder(
         license=base.license,
         quantized_by=quantized_by,
     )
-    converted: list[Skeleton] = []  # made at the first need, shared by all
+
+    @cache  # at the first need, once for all variants, whatever comes of it
+    def converted() -> Skeleton | BadModel:
+        try:
+            script = converter()
+            if script is None:
+                return BadModel(f"with {FOLDER} set to llama.cpp's source its converter is asked")
+            return Skeleton(convert(model, out / CONVERTED, script))
+        except BadModel as error:
+            return error
 
     def make(wanted: Variant) -> ArtifactWriter:
         folder = out / wanted.folder
@@ -57,13 +67,14 @@ def writers_of_folder(
         try:
             return GgufArtifactWriter(wanted, folder, model, shapes, provenance, imatrix, recipe.max_file_bytes)
         except BadModel as error:
-            script = converter()
-            if script is None:
-                raise BadModel(f"{error}; with {FOLDER} set to llama.cpp's source its converter is asked") from None
-        if not converted:
-            converted.append(Skeleton(convert(model, out / wanted.folder / CONVERTED, script)))
-        skeleton = converted[0]
-        covered = {name for linear in linears for name, _, _ in skeleton.mapped(linear)}
+            skeleton = converted()
+            if isinstance(skeleton, BadModel):
+                raise BadModel(f"{error}; {skeleton}") from None
+
+        def mapped(name: str) -> list[tuple[str, range, int]]:
+            return skeleton.mapped(name, shapes[name][-1])
+
+        covered = {stored for linear in linears for stored, _, _ in mapped(linear)}
         named = general(provenance, mixture(wanted.mixture), None, skeleton.n_parameters, 0)
         return SkeletonWriter(
             wanted,
@@ -71,7 +82,7 @@ def writers_of_folder(
             provenance.name,
             skeleton,
             imatrix,
-            matrices=skeleton.mapped,
+            matrices=mapped,
             covered=covered,
             replaced=named,
             max_bytes=recipe.max_file_bytes,
@@ -108,8 +119,7 @@ def writers_of_gguf(
 
 def discard_converted(out: Path) -> None:
     """Remove what llama.cpp's converter made on the way."""
-    for leftover in out.glob(f"*/{CONVERTED}"):
-        leftover.unlink()
+    (out / CONVERTED).unlink(missing_ok=True)
 
 
 def _new_imatrix(recipe: Recipe) -> Imatrix:

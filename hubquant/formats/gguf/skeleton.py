@@ -5,6 +5,7 @@ knows and hubquant does not.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from hubquant.formats.gguf.header import GgufHeader
 from hubquant.formats.gguf.imatrix import IMATRIX_FILE, Imatrix, ImatrixInfo
 from hubquant.formats.gguf.metadata import Typed, Value, quantization
 from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
+from hubquant.formats.gguf.tensornames import TensorNames
 from hubquant.model.layer import Layer
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
@@ -61,14 +63,18 @@ class Skeleton:
         }
         return {**kept, **replaced}
 
-    def mapped(self, hf_name: str) -> list[tuple[str, range, int]]:
-        """Where gguf's own map of names puts a Hugging Face tensor; nothing if it knows none, or the widths differ."""
-        arch = next((a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture), None)
-        if arch is None:
-            return []
-        stem = gguf.get_tensor_name_map(arch, self._number("block_count")).get_name(hf_name.removesuffix(".weight"))
+    def mapped(self, hf_name: str, width: int) -> list[tuple[str, range, int]]:
+        """Where gguf's own map of names puts a Hugging Face matrix of rows of `width`; nothing if it knows none, or the file's is
+        of another width."""
+        stem = self._names.get_name(hf_name.removesuffix(".weight")) if self._names else None
         name = f"{stem}.weight"
-        return [(name, range(1), 1)] if name in self.shapes and len(self.shapes[name]) == 2 else []
+        shape = self.shapes.get(name, ())
+        return [(name, range(1), 1)] if len(shape) == 2 and shape[1] == width else []
+
+    @cached_property
+    def _names(self) -> TensorNames | None:
+        arch = next((a for a, name in gguf.MODEL_ARCH_NAMES.items() if name == self.architecture), None)
+        return None if arch is None else TensorNames(arch, self._number("block_count"))
 
     def _dimensions(self) -> Dimensions:
         heads = self._number("attention.head_count")

@@ -123,6 +123,7 @@ def test_what_is_already_quantized(plain: Path, tmp_path: Path) -> None:
 
 def test_names_through_the_gguf_packages_map(plain: Path) -> None:
     skeleton = Skeleton(plain)
-    assert skeleton.mapped("model.layers.0.self_attn.q_proj.weight") == [("blk.0.attn_q.weight", range(1), 1)]
-    assert skeleton.mapped("model.layers.0.self_attn.v_proj.weight") == []  # the file has none
-    assert skeleton.mapped("model.layers.0.nonsense.weight") == []
+    assert skeleton.mapped("model.layers.0.self_attn.q_proj.weight", WIDTH) == [("blk.0.attn_q.weight", range(1), 1)]
+    assert skeleton.mapped("model.layers.0.self_attn.q_proj.weight", 2 * WIDTH) == []  # its input is not what is multiplied there
+    assert skeleton.mapped("model.layers.0.self_attn.v_proj.weight", WIDTH) == []  # the file has none
+    assert skeleton.mapped("model.layers.0.nonsense.weight", WIDTH) == []

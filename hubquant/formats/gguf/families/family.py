@@ -13,6 +13,7 @@ from hubquant.errors import BadModel
 from hubquant.formats.gguf.hyperparameters import Config
 from hubquant.formats.gguf.metadata import Value
 from hubquant.formats.gguf.rope import ROPE_TENSORS, rope_factors
+from hubquant.formats.gguf.tensornames import TensorNames
 
 Shape = tuple[int, ...]
 # The hyperparameters as they stand in the file, without "{architecture}.".
@@ -122,7 +123,7 @@ class Layout:
     def __init__(self, family: Family, n_layer: int, parameters: Parameters) -> None:
         self.family, self.parameters = family, parameters
         arch = next(arch for arch, name in gguf.MODEL_ARCH_NAMES.items() if name == family.architecture)
-        map_ = gguf.get_tensor_name_map(arch, n_layer)
+        map_ = TensorNames(arch, n_layer)
         self._places: dict[str, tuple[tuple[str, Place], ...]] = {}
         self._form: dict[str, Form] = {}
         self.needed: list[str] = []
@@ -220,7 +221,7 @@ class Layout:
         return stored
 
 
-def _mapped(map_: Any, hf_name: str) -> str:
+def _mapped(map_: TensorNames, hf_name: str) -> str:
     stem, _, kind = hf_name.rpartition(".")
     found: str | None = map_.get_name(stem if kind in ("weight", "bias") else hf_name)
     assert found is not None, f"gguf's map has no name for {hf_name}; name it in the family's `names`"
