@@ -16,7 +16,7 @@ from hubquant.config import Settings
 from hubquant.errors import HubquantError
 from hubquant.hub import publish
 from hubquant.hub.client import Hub
-from hubquant.recipe import VARIANTS, Frozen, Variant
+from hubquant.recipe import OFFERED_VARIANTS, Frozen, Variant
 from hubquant.recipe import variant as variant_of
 
 START = "Name a model and press Check: you will see whether it can be made and how large it would be, before anything is asked for."
@@ -36,8 +36,15 @@ class Wish(Frozen):
 
 def label(variant: Variant) -> str:
     """The variant for a person who chooses: format, bits, and what else tells it from its neighbours."""
+    if variant.bits_per_weight:
+        return f"{variant.format.upper()} · {variant.bits_per_weight:g} bit · types by sensitivity"
     detail = variant.mixture or f"groups of {variant.group_size}"
     return f"{variant.format.upper()} · {variant.bits} bit · {detail}"
+
+
+def chosen(ticked: list[str], others: str) -> list[str]:
+    """What is ticked and what is written beside it, between spaces or commas; each once."""
+    return list(dict.fromkeys((*ticked, *others.replace(",", " ").split())))
 
 
 def check(
@@ -98,19 +105,28 @@ def tab(settings: Settings, hub: Hub) -> None:
     with gr.Row():
         with gr.Column(min_width=300):
             model = gr.Textbox(label="Model on the Hub", placeholder="organisation/name", max_lines=1, elem_id="model")
+            offered = dict.fromkeys((*settings.recipe.variants, *OFFERED_VARIANTS))
             variants = gr.CheckboxGroup(
-                [(label(variant), variant.name) for variant in VARIANTS.values()],
+                [(label(variant_of(name)), name) for name in offered],
                 value=list(settings.recipe.variants),
                 label="Variants",
                 elem_id="variants",
+            )
+            others = gr.Textbox(
+                label="Others: every mixture of llama.cpp, any bits per weight",
+                placeholder="gguf-iq3_m, gguf-auto@3.4bpw",
+                max_lines=1,
+                elem_id="others",
             )
             look = gr.Button("Check", variant="secondary", elem_id="check")
         with gr.Column(min_width=300):
             preview = gr.HTML(note(START), elem_id="preview", apply_default_css=False)
             go = gr.Button("Request", variant="primary", visible=False, elem_id="request")
 
-    def on_check(model: str, variants: list[str], profile: gr.OAuthProfile | None) -> tuple[str, Wish | None, gr.Button]:
-        html, wish = check(settings, hub, model, variants, profile)
+    def on_check(
+        model: str, variants: list[str], others: str, profile: gr.OAuthProfile | None
+    ) -> tuple[str, Wish | None, gr.Button]:
+        html, wish = check(settings, hub, model, chosen(variants, others), profile)
         return html, wish, gr.Button(wish.label if wish else "Request", visible=wish is not None)
 
     def on_ask(wish: Wish | None, profile: gr.OAuthProfile | None) -> tuple[str, None, gr.Button]:
@@ -118,5 +134,6 @@ def tab(settings: Settings, hub: Hub) -> None:
         return html, None, gr.Button(visible=False)
 
     outputs = [preview, checked, go]
-    gr.on([look.click, model.submit], on_check, [model, variants], outputs, api_visibility="private", concurrency_limit=4)
+    asked = [look.click, model.submit, others.submit]
+    gr.on(asked, on_check, [model, variants, others], outputs, api_visibility="private", concurrency_limit=4)
     go.click(on_ask, [checked], outputs, api_visibility="private", concurrency_limit=4)

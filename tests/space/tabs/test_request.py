@@ -12,17 +12,27 @@ from hubquant.bot import queue
 from hubquant.config import Settings
 from hubquant.hub.client import Hub
 from hubquant.hub.local.server import LocalHub
-from hubquant.recipe import VARIANTS
+from hubquant.recipe import OFFERED_VARIANTS, VARIANTS, variant
 
 AddModel = Callable[..., str]
 ADA = gr.OAuthProfile({"name": "Ada", "preferred_username": "ada", "profile": "", "picture": ""})
 
 
 def test_every_variant_has_a_label_of_its_own() -> None:
-    labels = [request.label(variant) for variant in VARIANTS.values()]
-    assert len(set(labels)) == len(VARIANTS)
+    labels = [request.label(variant(name)) for name in {*VARIANTS, *OFFERED_VARIANTS}]
+    assert len(set(labels)) == len(labels)
+    assert "GGUF · 4.5 bit · types by sensitivity" in labels
     assert "AWQ · 4 bit · groups of 128" in labels
     assert "GGUF · 6 bit · Q6_K" in labels
+
+
+def test_others_are_written_beside_the_ticked_ones(hub: Hub, settings: Settings, add_model: AddModel) -> None:
+    names = request.chosen(["gguf-q8_0"], "gguf-iq3_m,gguf-auto@3.50bpw  gguf-q8_0")
+    assert names == ["gguf-q8_0", "gguf-iq3_m", "gguf-auto@3.50bpw"]
+    html, _ = request.check(settings, hub, add_model("one"), names, None)
+    assert "GGUF · 3 bit · IQ3_M" in html and "GGUF · 3.5 bit · types by sensitivity" in html
+    html, wish = request.check(settings, hub, "demo-org/one", request.chosen([], "iq3_m"), None)
+    assert "did you mean gguf-iq3_m?" in html and wish is None
 
 
 def test_a_preview_asks_for_nothing_and_a_wish_enters_the_queue(hub: Hub, settings: Settings, add_model: AddModel) -> None:
