@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hubquant.artifact import Artifact
 from hubquant.calibrate.statistics import InputStatistics
+from hubquant.errors import BadModel
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
@@ -31,16 +32,17 @@ def one_pass(
     writers: Sequence[ArtifactWriter],
     progress: Callable[[int, int], None],
     all_experts: bool = False,
-) -> tuple[list[Artifact], int]:
+) -> tuple[list[Artifact], int, list[str]]:
     """Make all variants of `decoder` from calibration tokens `windows` [n, window].
 
-    Returns the artifacts in the writers' order, and how many token rows were dropped because they were not finite.
-    `progress` is called with (layers done, layers). `all_experts`: every expert is shown every token.
+    Returns the artifacts in the writers' order, how many token rows were dropped because they were not finite, and why which
+    variants were given up. `progress` is called with (layers done, layers). `all_experts`: every expert is shown every token.
+    Raises BadModel if no variant is left.
     """
+    left, notes = list(writers), list[str]()
     for name in decoder.outside():
         tensor = decoder.source.tensor(name).float()
-        for writer in writers:
-            writer.add_outside(name, tensor)
+        each(left, lambda writer, n=name, t=tensor: writer.add_outside(n, t), notes)
     hidden = decoder.embed(windows)
     dropped = 0
     stored = decoder.shapes()
@@ -59,12 +61,34 @@ def one_pass(
                 statistics = observe(decoder, index, module, inputs, rows, all_experts)
                 part_tensors = {n: tensors[n].float() for n in names}
                 layer = Layer(decoder.prefix(index), part_tensors, tuple(inputs), statistics, _following(tensors, known[alike]))
-                for writer in writers:
-                    writer.add_layer(layer)
+                each(left, lambda writer, part_of=layer: writer.add_layer(part_of), notes)
                 dropped += sum(s.dropped_rows for s in statistics.values())
                 del layer, statistics
         progress(index + 1, len(decoder.layers))
-    return [writer.finish() for writer in writers], dropped
+    return finished(left, notes), dropped, notes
+
+
+def finished(writers: list[ArtifactWriter], notes: list[str]) -> list[Artifact]:
+    """The artifacts of those that can be finished; see `each`."""
+    artifacts: list[Artifact] = []
+    each(writers, lambda writer: artifacts.append(writer.finish()), notes)
+    return artifacts
+
+
+def each(writers: list[ArtifactWriter], work: Callable[[ArtifactWriter], None], notes: list[str]) -> None:
+    """Do this with every writer. One that raises BadModel leaves the list, and the reason goes to `notes`.
+
+    Raises BadModel if none is left.
+    """
+    for writer in list(writers):
+        try:
+            work(writer)
+        except BadModel as error:
+            writer.discard()
+            writers.remove(writer)
+            notes.append(f"{writer.variant.name} not made: {error}")
+    if not writers:
+        raise BadModel("; ".join(dict.fromkeys(note.partition(": ")[2] for note in notes)))
 
 
 def _parts(

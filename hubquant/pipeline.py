@@ -23,7 +23,7 @@ from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.reader import GgufSource
 from hubquant.formats.packed import PackedSource
 from hubquant.model.checkpoint import TensorSource
-from hubquant.onepass import one_pass
+from hubquant.onepass import finished, one_pass
 from hubquant.progress import Progress, into_file
 from hubquant.recipe import Recipe, variant
 from hubquant.writers import discard_converted, writers_of_folder, writers_of_gguf
@@ -63,12 +63,16 @@ def quantize(
     try:
         if decoder is not None and tokens is not None:
             every = recipe.calibration.all_experts
-            artifacts, dropped = one_pass(decoder, tokens, writers, lambda done, total: tell("quantize", done, total), every)
+            artifacts, dropped, given_up = one_pass(
+                decoder, tokens, writers, lambda done, total: tell("quantize", done, total), every
+            )
+            notes += given_up
         else:
-            artifacts, dropped = [writer.finish() for writer in writers], 0
+            artifacts, dropped = finished(writers, notes), 0
     except OSError as error:
         raise _disk_error(error, out) from None
-    discard_converted(out)
+    finally:
+        discard_converted(out)
     report = Report(
         hubquant_version=__version__,
         versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},

@@ -152,15 +152,31 @@ def test_a_full_disk_is_said_so(bundled: Path, tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_one_format_cannot_hold_does_not_stop_the_others(bundled: Path, tmp_path: Path) -> None:
-    def granite(folder: Path, tensors: dict[str, Tensor]) -> None:
+    def gemma(folder: Path, tensors: dict[str, Tensor]) -> None:
         config = json.loads((folder / "config.json").read_text())
-        config |= {"model_type": "granite", "architectures": ["GraniteForCausalLM"], "logits_scaling": 1.0}
+        config |= {"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}
         (folder / "config.json").write_text(json.dumps(config))
 
     two = SMALL.model_copy(update={"variants": ("awq-int4-g128", "gguf-q8_0")})
-    report = make(broken(bundled, tmp_path, granite), tmp_path / "out", two)
+    report = make(broken(bundled, tmp_path, gemma), tmp_path / "out", two)
     assert [a.variant for a in report.artifacts] == ["awq-int4-g128"]
     assert len(report.notes) == 1 and "cannot be written as GGUF" in report.notes[0]
+
+
+def test_a_variant_given_up_in_the_middle_does_not_stop_the_others(bundled: Path, tmp_path: Path) -> None:
+    def large(folder: Path, tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.2.mlp.up_proj.weight"][0, 0] = 1e5
+
+    variants = ("gguf-q8_0", "gguf-bf16", "gguf-auto@4.5bpw", "gptq-int4-g128")
+    model, out = broken(bundled, tmp_path, large), tmp_path / "out"
+    report = make(model, out, SMALL.model_copy(update={"variants": variants}))
+    assert [a.variant for a in report.artifacts] == ["gguf-bf16", "gptq-int4-g128"]  # GPTQ clips
+    for name, note in zip(("gguf-q8_0", "gguf-auto@4.5bpw"), report.notes, strict=True):
+        assert note.startswith(f"{name} not made: tensor model.layers.2.mlp.up_proj.weight: a weight of magnitude 99840")
+    assert sorted(p.name for p in (out / "gguf").iterdir()) == ["imatrix.gguf", report.artifact("gguf-bf16").main_file]
+    assert not list(out.rglob("*.part"))
+    with pytest.raises(BadModel, match=r"^tensor model\.layers\.2\.mlp\.up_proj\.weight: a weight of magnitude"):
+        make(model, out, QUICK)
 
 
 def test_evaluating_what_is_no_output_folder(tmp_path: Path, bundled: Path) -> None:

@@ -157,6 +157,9 @@ class PackedWriter:
             seconds=self._seconds,
         )
 
+    def discard(self) -> None:
+        self._shards.discard()
+
     def _scale(self, layer: Layer, input_name: str) -> Tensor:
         read = next(i for i in layer.inputs if i.name == input_name)
         statistics = layer.statistics[input_name]

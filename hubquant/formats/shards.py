@@ -62,6 +62,11 @@ class ShardWriter:
             names.append(INDEX)
         return names
 
+    def discard(self) -> None:
+        """Remove what was added so far."""
+        for leftover in self.folder.glob("*.part"):
+            leftover.unlink()
+
     def _spool(self, shard: int) -> Path:
         return self.folder / f"shard-{shard}.data.part"
 

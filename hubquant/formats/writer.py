@@ -10,7 +10,10 @@ from hubquant.recipe import Variant
 
 
 class ArtifactWriter(Protocol):
-    """One variant on its way to disk. Nothing has a final name before `finish`."""
+    """One variant on its way to disk. Nothing has a final name before `finish`.
+
+    Each of these raises BadModel for what the format cannot hold; the variant is given up then, and the others are made.
+    """
 
     variant: Variant
 
@@ -21,3 +24,6 @@ class ArtifactWriter(Protocol):
         """Solve and store one decoder layer."""
 
     def finish(self) -> Artifact: ...
+
+    def discard(self) -> None:
+        """Remove what was written so far; nothing after `finish`."""

@@ -238,7 +238,8 @@ def check(config: PretrainedConfig, folder: Path) -> tuple[int, int]:
     }  # fmt: skip
     writers = [PackedWriter(variant(v), folder / v, folder / "base", shapes, linears, **parts) for v in VARIANTS]
     calibration = torch.randint(3, 100, (4, 64), generator=torch.Generator().manual_seed(2))
-    artifacts, _ = one_pass(decoder, calibration, writers, lambda done, total: None)
+    artifacts, _, given_up = one_pass(decoder, calibration, writers, lambda done, total: None)
+    assert not given_up
     for artifact in artifacts:
         dequantized = run(Decoder(config, PackedSource(folder / artifact.folder)), tokens)
         loaded = whole(folder / artifact.folder, tokens)
