@@ -46,7 +46,7 @@ class InputStatistics:
     @property
     def shortage(self) -> str:
         """A sentence for the record of a starved input's tensors."""
-        reached = f"{self.n_tokens} calibration tokens reached it" if self.n_tokens else "no calibration token reached it"
+        reached = f"{self.n_tokens or 'no'} calibration token{'s' if self.n_tokens > 1 else ''} reached it"
         return f"{reached}, {self.tokens_needed} are needed"
 
     @property

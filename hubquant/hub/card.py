@@ -12,7 +12,7 @@ from hubquant.hub import manifest
 from hubquant.hub.basecard import BaseCard
 from hubquant.hub.client import Hub
 from hubquant.hub.frontmatter import front_matter
-from hubquant.hub.howto import run_parts
+from hubquant.hub.howto import run_parts, usual
 from hubquant.hub.markup import Markup, code, escape, link, render
 from hubquant.hub.recipelines import recipe_lines, type_of
 from hubquant.recipe import Variant
@@ -21,7 +21,6 @@ from hubquant.recipe import variant as variant_of
 SCHEMA = 1
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 CONTEXT_TOKENS = 4096
-RECOMMENDED = "Q4_K_M"  # what llama.cpp and Ollama take when none is named
 ALLOWED_KEYS = ("schema", "source_sha", "fingerprint", "recipe", "version")
 # Words that the licence asks of whoever passes a derivative on.
 NOTICES = {
@@ -39,7 +38,8 @@ def build(report: Report, repo_id: str, base: BaseCard, endpoint: str = "https:/
     """The README.md of `repo_id`. `report` holds that repo's variants only (`manifest.restrict`)."""
     variants = [variant_of(artifact.variant) for artifact in report.artifacts]
     context = min(CONTEXT_TOKENS, base.context_length or CONTEXT_TOKENS)
-    rows = [_file_row(report, artifact, base, context) for artifact in report.artifacts]
+    by_size = sorted(report.artifacts, key=lambda artifact: -artifact.size_bytes)
+    rows = [_file_row(report, artifact, base, context) for artifact in by_size]
     return render(
         "card.md.jinja",
         {
@@ -47,7 +47,8 @@ def build(report: Report, repo_id: str, base: BaseCard, endpoint: str = "https:/
             "title": repo_id.split("/")[-1],
             "report": report,
             "base_link": _base_link(report, endpoint),
-            "recommended": _recommended(report, variants),
+            "recommended": report.artifact(usual(report, variants).name).main_file if len(variants) > 1 else "",
+            "by_sensitivity": any(variant.bits_per_weight for variant in variants),
             "memory_title": f"memory at {context} tokens",
             "memory_note": _memory_note(base, context),
             "rows": rows,
@@ -132,14 +133,6 @@ def _base_link(report: Report, endpoint: str) -> Markup:
         return Markup(f"{escape(base.repo_id)} (a local model, fingerprint {code(base.fingerprint[:12])})")
     url = f"{endpoint}/{base.repo_id}/tree/{base.revision}"
     return Markup(f"{link(base.repo_id, url)} at revision {code(base.revision[:12])}")
-
-
-def _recommended(report: Report, variants: list[Variant]) -> str:
-    """Where there is a choice: llama.cpp's default if it is there, else the smallest."""
-    if len(variants) < 2:
-        return ""
-    usual = next((variant.name for variant in variants if variant.mixture == RECOMMENDED), None)
-    return report.artifact(usual or min(report.artifacts, key=lambda a: a.size_bytes).variant).main_file
 
 
 def _file_row(report: Report, artifact: Artifact, base: BaseCard, context: int) -> dict[str, object]:

@@ -14,6 +14,16 @@ class Part:
     text: str
 
 
+RECOMMENDED = "Q4_K_M"  # what llama.cpp and Ollama take when none is named
+
+
+def usual(report: Report, variants: list[Variant]) -> Variant:
+    """The one to take if in doubt: llama.cpp's default, else the smallest of 4 bits or more, else the largest."""
+    by_size = sorted(variants, key=lambda variant: report.artifact(variant.name).size_bytes)
+    default = [variant for variant in variants if variant.mixture == RECOMMENDED]
+    return [*default, *(variant for variant in by_size if variant.bits >= 4), by_size[-1]][0]
+
+
 def run_parts(report: Report, variants: list[Variant], repo_id: str) -> list[Part]:
     """How to run what the repo holds: GGUF files, or one AWQ or GPTQ model."""
     gguf = [variant for variant in variants if variant.format == "gguf"]
@@ -37,11 +47,14 @@ def _transformers(repo_id: str) -> Part:
 
 
 def _gguf_parts(report: Report, variants: list[Variant], repo_id: str) -> list[Part]:
-    usual = next((variant for variant in variants if variant.mixture == "Q4_K_M"), variants[-1])
-    name, file = json.dumps(repo_id), json.dumps(report.artifact(usual.name).main_file)
+    taken = usual(report, variants)
+    main_file = report.artifact(taken.name).main_file
+    # The Hub, which answers Ollama, knows llama.cpp's own names only; every file it knows by its name.
+    tag = main_file if taken.bits_per_weight else taken.mixture
+    name, file = json.dumps(repo_id), json.dumps(main_file)
     return [
-        Part("llama.cpp", "sh", f"llama-cli -hf {repo_id}:{usual.mixture}"),
-        Part("Ollama", "sh", f"ollama run hf.co/{repo_id}:{usual.mixture}"),
+        Part("llama.cpp", "sh", f"llama-cli -hf {repo_id}:{taken.mixture}"),
+        Part("Ollama", "sh", f"ollama run hf.co/{repo_id}:{tag}"),
         Part(
             "transformers",
             "python",

@@ -16,10 +16,13 @@ METHODS = {
 }
 SIXTEEN_BIT = ("F16", "BF16", "F32")
 MAX_NOTES = 12
+NUMBERS = re.compile(r"(\d+|\bno)( calibration tokens?)?\b")  # what notes of the same kind differ by
 
 
 def type_of(variant: Variant) -> str:
-    """What a reader calls the variant: Q4_K_M, or int4, group 128, symmetric."""
+    """What a reader calls the variant: Q4_K_M, or auto, 4.5 bits, or int4, group 128, symmetric."""
+    if variant.bits_per_weight:
+        return f"auto, {variant.bits_per_weight:g} bits"
     if variant.mixture:
         return variant.mixture
     return f"int{variant.bits}, group {variant.group_size}, {'symmetric' if variant.symmetric else 'asymmetric'}"
@@ -64,7 +67,7 @@ def _notes(artifact: Artifact) -> list[str]:
     alike: dict[tuple[str, str], list[TensorRecord]] = {}
     for tensor in artifact.tensors:
         if tensor.note:
-            alike.setdefault((tensor.type, re.sub(r"\d+|\bno\b", "…", tensor.note)), []).append(tensor)
+            alike.setdefault((tensor.type, NUMBERS.sub("…", tensor.note)), []).append(tensor)
     notes = [_note(tensors) for tensors in alike.values()]
     rest = sum(map(len, list(alike.values())[MAX_NOTES:]))
     return notes[:MAX_NOTES] + ([f"{rest} more tensors deviate; the manifest lists them."] if rest else [])

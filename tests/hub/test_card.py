@@ -131,6 +131,46 @@ def test_what_deviates_alike_is_said_once(report: Report) -> None:
     assert len(lines) == 1 and "30 tensors, the first is `experts.0.down`" in lines[0] and "0 tokens, 64 are needed" in lines[0]
 
 
+def test_experts_by_how_many_tokens_they_lacked_are_said_once(report: Report) -> None:
+    artifact = report.artifacts[0]
+    notes = [f"rounded to nearest: {n} reached it, 8 are needed" for n in ("2 calibration tokens", "1 calibration token")]
+    notes.append("rounded to nearest: no calibration token reached it, 4 are needed")
+    tensors = tuple(artifact.tensors[0].model_copy(update={"name": f"experts.{n}", "note": note}) for n, note in enumerate(notes))
+    changed = report.model_copy(update={"artifacts": (artifact.model_copy(update={"tensors": tensors}),)})
+    assert build(changed, artifact.variant).count("rounded to nearest") == 1
+
+
+def renamed(report: Report, *names: tuple[str, str]) -> Report:
+    """The report with variants under other names: (the one there is, the one it becomes)."""
+    artifacts = [
+        report.artifact(old).model_copy(update={"variant": new, "size_bytes": 1000 * n, "files": {f"t-{n}.gguf": "0" * 64}})
+        for n, (old, new) in enumerate(names, 1)
+    ]
+    return report.model_copy(update={"artifacts": tuple(artifacts), "evaluations": (), "verdicts": ()})
+
+
+@pytest.mark.parametrize(
+    ("made", "taken"),
+    [
+        (("gguf-iq2_m", "gguf-iq4_xs", "gguf-q8_0"), "t-2.gguf"),
+        (("gguf-iq2_m", "gguf-iq3_m"), "t-2.gguf"),
+        (("gguf-iq3_m", "gguf-auto@4.5bpw", "gguf-f16"), "t-2.gguf"),
+        (("gguf-iq4_xs", "gguf-q4_k_m"), "t-2.gguf"),
+    ],
+)
+def test_the_file_to_take_is_the_one_of_the_commands(report: Report, made: tuple[str, ...], taken: str) -> None:
+    text = build(renamed(report, *zip(GGUF, made, strict=False)), *made)
+    assert f"Take `{taken}` if in doubt" in text and f'gguf_file="{taken}"' in text
+    assert [row[0] for row in table(text, "| file | type")] == [f"`t-{n}.gguf`" for n in range(len(made), 0, -1)], "largest first"
+
+
+def test_a_choice_by_sensitivity_is_explained(report: Report) -> None:
+    text = build(renamed(report, ("gguf-q4_k_m", "gguf-auto@4.5bpw")), "gguf-auto@4.5bpw")
+    assert "| auto, 4.5 bits |" in text and "\n\nAuto: every matrix has the type" in text
+    assert "llama-cli -hf bot/tiny-llama-X:4.5BPW-Q4_K_M_AUTO" in text and "ollama run hf.co/bot/tiny-llama-X:t-1.gguf" in text
+    assert "Auto: " not in build(report, *GGUF)
+
+
 @pytest.mark.parametrize(
     ("variant", "commands"),
     [
