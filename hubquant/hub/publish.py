@@ -78,7 +78,7 @@ def refused(report: Report) -> dict[str, str]:
     for artifact in report.artifacts:
         variant = variant_of(artifact.variant)
         if not report.passed(variant.name):
-            failed = [f"{v.check}: {v.reason}" for v in report.verdicts if v.variant == variant.name and not v.passed]
+            failed = [v.reason for v in report.verdicts if v.variant == variant.name and not v.passed]
             reasons[variant.name] = "; ".join(failed) or "not measured"
         elif variant.format != "gguf" and variant.repo_suffix in taken:
             reasons[variant.name] = f"another variant takes the repo -{variant.repo_suffix}; make one of them"

@@ -48,7 +48,7 @@ def test_plan_leaves_out_what_the_gate_refused(make: Any, pinned: Base, tmp_path
         (GPTQ, ("gptq-int4-g128",)),
         (GGUF, ("gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m")),
     ]
-    assert publish.refused(report) == dict.fromkeys(("awq-int4-g128", "gguf-q4_k_m"), "perplexity ratio: 1.9 > 1.15")
+    assert publish.refused(report) == dict.fromkeys(("awq-int4-g128", "gguf-q4_k_m"), "1.9 > 1.15")
 
 
 def test_what_was_not_measured_is_not_published(report: Report) -> None:
