@@ -83,7 +83,9 @@ def _probe(layer: nn.Module, probe: "_Probe", choosing: set[str]) -> list[LayerI
     """`choosing`: the readers that are routers, which absorb nothing."""
     groups = probe.readers_by_input()
     norms = {
-        n: m for n, m in layer.named_modules() if n and not isinstance(m, nn.Linear) and isinstance(getattr(m, "weight", None), nn.Parameter)
+        n: m
+        for n, m in layer.named_modules()
+        if n and not isinstance(m, nn.Linear) and isinstance(getattr(m, "weight", None), nn.Parameter)
     }
     result: list[LayerInput] = []
     of_list: dict[str, str] = {}
