@@ -88,7 +88,7 @@ class _Loader(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         for module_name, name in self._linears.items():
             layer = model.get_submodule(module_name)
-            del layer.weight
+            vars(layer).pop("weight", None)
             tensors = {s: getattr(layer, s) for s in self.format.SUFFIXES}
             places = {s: t.device for s, t in tensors.items()}
             if len(set(places.values())) > 1:

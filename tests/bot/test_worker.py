@@ -41,7 +41,7 @@ def truncated(folder: Path) -> None:
 
 def unknown_architecture(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    config |= {"architectures": ["MambaForCausalLM"], "model_type": "mamba"}
+    config |= {"architectures": ["ViTForImageClassification"], "model_type": "vit"}
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -126,7 +126,7 @@ def test_bad_listings_are_declined_with_a_sentence(story: Story, name: str, reas
         ("vanishes", "demo-org/vanishes"),
         ("nan", "model.layers.0"),
         ("truncated", "model.safetensors"),
-        ("unknown-architecture", "mamba"),
+        ("unknown-architecture", "architecture 'vit' is not a causal language model"),
     ],
 )
 def test_bad_models_fail_with_one_sentence_and_the_queue_goes_on(story: Story, name: str, words: str) -> None:
