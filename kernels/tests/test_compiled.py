@@ -1,5 +1,8 @@
 """What is compiled gives the bits of what is not, and is compiled only where that pays."""
 
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from hubquant_kernels import compiled
@@ -10,6 +13,7 @@ from hubquant_kernels.ggml_columns import CACHE_WEIGHTS
 from hubquant_kernels.ggml_quantize import ggml_quantize
 from hubquant_kernels.ggml_types import GGML_TYPES
 from torch import Tensor
+from torch._inductor import config
 
 pytestmark = pytest.mark.skipif(not compiled._has_compiler(), reason="needs a C++ compiler")
 
@@ -61,6 +65,26 @@ def test_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "_has_compiler", lambda: False)
     monkeypatch.setenv("HUBQUANT_COMPILE_AFTER", "0")
     assert function.kernel(torch.zeros(5)) is None
+
+
+def test_a_compiler_that_fails_stops_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HUBQUANT_COMPILE_AFTER", "0")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(config.cpp, "cxx", ("/bin/false",))
+    function = Compiled(lambda x: x.sin() + 2.5)
+    with pytest.warns(RuntimeWarning, match="GGUF searches run uncompiled"):
+        assert function.kernel(torch.zeros(6)) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert function.kernel(torch.zeros(6)) is None, "and it is not tried again"
+
+
+def test_the_machine_code_is_for_the_cpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "compile_for", lambda f, arguments: f)
+    monkeypatch.setenv("HUBQUANT_COMPILE_AFTER", "0")
+    function = Compiled(lambda x: x + 1)
+    assert function.kernel(torch.zeros(4)) is not None
+    assert function.kernel(torch.zeros(4, device="meta")) is None
 
 
 def test_the_codebook_by_comparisons() -> None:

@@ -2,7 +2,8 @@
 
 Compiling takes some seconds per function and shape. So a function runs as it stands until it has taken as long as that, and
 never costs more than twice what the better choice would have. Its results must not depend on it: operations are neither fused
-nor reordered, and a sum over dim 0 adds the rows in their order. Without a C++ compiler nothing is ever compiled.
+nor reordered, and a sum over dim 0 adds the rows in their order. Without a C++ compiler, or where it fails (headers of Python
+that are not installed), functions run as they stand.
 """
 
 import math
@@ -10,6 +11,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -49,7 +51,7 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
-        self._kernels: dict[tuple[torch.Size, ...], Callable[..., Tensor]] = {}
+        self._kernels: dict[tuple[torch.Size, ...], Callable[..., Tensor] | None] = {}
         self._spent: dict[tuple[torch.Size, ...], float] = {}
         self._lock = threading.Lock()
 
@@ -57,10 +59,10 @@ class Compiled:
         """The machine code for contiguous arguments of these shapes; None where it is not worth having, or cannot be had."""
         shapes = tuple(t.shape for t in arguments)
         patience = _patience()
-        if math.isinf(patience):
+        if math.isinf(patience) or arguments[0].device.type != "cpu":
             return None
         if shapes not in self._kernels:
-            if arguments[0].device.type != "cpu" or self._spent.get(shapes, 0.0) < patience or not _has_compiler():
+            if self._spent.get(shapes, 0.0) < patience or not _has_compiler():
                 return None
             with self._lock:
                 if shapes not in self._kernels:
@@ -76,15 +78,20 @@ class Compiled:
         self._spent[shapes] = self._spent.get(shapes, 0.0) + time.thread_time() - started
 
 
-def compile_for(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    """Machine code of the function for contiguous tensors of these shapes, kept on disk by inductor."""
-    import torch._inductor  # slow to import
+def compile_for(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Callable[..., Tensor] | None:
+    """Machine code of the function for contiguous tensors of these shapes, kept on disk by inductor; None if that fails."""
+    import torch._inductor.exc  # slow to import
     from torch.fx.experimental.proxy_tensor import make_fx
 
     examples: list[Any] = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in tensors]
     with torch.no_grad():
         graph = make_fx(lambda *args: (function(*args),))(*examples)
-        kernel = torch._inductor.compile(graph, examples, options=_OPTIONS)
+        try:
+            kernel = torch._inductor.compile(graph, examples, options=_OPTIONS)
+        except torch._inductor.exc.InductorError as error:
+            why = str(error).partition("\n")[0]
+            warnings.warn(f"GGUF searches run uncompiled, some twice as long: {why}", RuntimeWarning, stacklevel=2)
+            return None
 
     def run(*arguments: Tensor) -> Tensor:
         result: Tensor = kernel(*arguments)[0]
