@@ -16,6 +16,10 @@ class Part:
 
 RECOMMENDED = "Q4_K_M"  # what llama.cpp and Ollama take when none is named
 
+# Families of which transformers' own GGUF loader makes the same model (README, "GGUF in llama.cpp"); of others it makes none or
+# another one.
+READ_BY_TRANSFORMERS = frozenset({"falcon", "gemma2", "gemma3", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "starcoder2"})
+
 
 def usual(report: Report, variants: list[Variant]) -> Variant:
     """The one to take if in doubt: llama.cpp's default, else the smallest of 4 bits or more, else the largest."""
@@ -52,14 +56,23 @@ def _gguf_parts(report: Report, variants: list[Variant], repo_id: str) -> list[P
     # The Hub, which answers Ollama, knows llama.cpp's own names only; every file it knows by its name.
     tag = main_file if taken.bits_per_weight else taken.mixture
     name, file = json.dumps(repo_id), json.dumps(main_file)
-    return [
+    parts = [
         Part("llama.cpp", "sh", f"llama-cli -hf {repo_id}:{taken.mixture}"),
         Part("Ollama", "sh", f"ollama run hf.co/{repo_id}:{tag}"),
-        Part(
-            "transformers",
-            "python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({name}, gguf_file={file})\n"
-            f"model = AutoModelForCausalLM.from_pretrained({name}, gguf_file={file})",
-        ),
     ]
+    if family(report.base.architecture) in READ_BY_TRANSFORMERS:
+        parts.append(
+            Part(
+                "transformers",
+                "python",
+                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+                f"tokenizer = AutoTokenizer.from_pretrained({name}, gguf_file={file})\n"
+                f"model = AutoModelForCausalLM.from_pretrained({name}, gguf_file={file})",
+            )
+        )
+    return parts
+
+
+def family(architecture: str) -> str:
+    """llama of LlamaForCausalLM, or of a GGUF file's own word."""
+    return architecture.lower().removesuffix("forcausallm").removesuffix("lmheadmodel")

@@ -1,10 +1,11 @@
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from hubquant.artifact import Base, Report
-from hubquant.hub import card, manifest
+from hubquant.hub import card, howto, manifest
 from hubquant.hub.basecard import BaseCard
 from hubquant.hub.client import Hub
 from hubquant.hub.frontmatter import front_matter
@@ -162,6 +163,21 @@ def test_the_file_to_take_is_the_one_of_the_commands(report: Report, made: tuple
     text = build(renamed(report, *zip(GGUF, made, strict=False)), *made)
     assert f"Take `{taken}` if in doubt" in text and f'gguf_file="{taken}"' in text
     assert [row[0] for row in table(text, "| file | type")] == [f"`t-{n}.gguf`" for n in range(len(made), 0, -1)], "largest first"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reads"),
+    [("LlamaForCausalLM", True), ("GPT2LMHeadModel", True), ("qwen2", True), ("Qwen3MoeForCausalLM", False), ("", False)],
+)
+def test_transformers_is_named_where_it_makes_the_same_model(report: Report, architecture: str, reads: bool) -> None:
+    base = report.base.model_copy(update={"architecture": architecture})
+    text = build(report.model_copy(update={"base": base}), "gguf-q8_0")
+    assert ("gguf_file=" in text) == reads and "llama-cli -hf" in text
+
+
+def test_what_transformers_reads_was_measured() -> None:
+    kept = json.loads((Path(__file__).parents[1] / "benchmarks/results/families/gguf.json").read_text())["families"]
+    assert all(kept[family]["from_pretrained"] for family in howto.READ_BY_TRANSFORMERS)
 
 
 def test_a_choice_by_sensitivity_is_explained(report: Report) -> None:
