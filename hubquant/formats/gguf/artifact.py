@@ -80,7 +80,7 @@ class GgufArtifactWriter:
         kinds = (self.writer.type_of(name) or "").split("+")
         equal = torch.ones_like(statistics.abs_sum) if NEEDS_IMPORTANCE.intersection(kinds) else None
         record = self.writer.add(name, weight, equal)
-        note = f"no importance: {statistics.shortage}"
+        note = f"encoded without importance: {statistics.shortage}"
         return record.model_copy(update={"note": "; ".join(filter(None, (record.note, note)))})
 
     def finish(self) -> Artifact:

@@ -39,5 +39,5 @@ def test_experts_have_an_importance_of_their_own(mixture_of_experts: Callable[[s
         own = None if hungry else imatrix.importance(name)[expert]
         wanted = decode(encode(base.source.tensor(hf_name), "Q4_0", own), "Q4_0")
         assert torch.equal(stored.tensor(hf_name), wanted), expert
-        assert bool(re.search(r"no importance: .* reached it, 8 are needed", records[hf_name].note)) == hungry
+        assert bool(re.search(r"encoded without importance: .* reached it, 8 are needed", records[hf_name].note)) == hungry
         assert (records[hf_name].output_error is None) == hungry

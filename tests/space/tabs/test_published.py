@@ -87,6 +87,14 @@ def test_every_public_variant_with_its_numbers_and_their_protocol(hub: Hub, put:
     assert "hidden" not in html
 
 
+def test_a_base_that_is_not_on_the_hub_is_no_link(hub: Hub) -> None:
+    base = Base(repo_id="tiny", revision="", fingerprint="f" * 64)
+    html = published.show(
+        _known(published.Published(families=(published.Family(base=base, rows=()),), problems=())), hub.endpoint, "x"
+    )
+    assert "<h3>tiny</h3>" in html
+
+
 def _known(value: published.Published) -> Cached[published.Published]:
     cached = Cached(lambda: value, seconds=60)
     cached.get(patience=10)
