@@ -6,6 +6,7 @@ experts that their sums would not fit together is taken in parts, with a forward
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,9 @@ def one_pass(
     left, notes = list(writers), list[str]()
     for name in decoder.outside():
         tensor = decoder.source.tensor(name).float()
-        each(left, lambda writer, n=name, t=tensor: writer.add_outside(n, t), notes)
+        for writer in left.copy():
+            with giving_up(writer, left, notes):
+                writer.add_outside(name, tensor)
     hidden = decoder.embed(windows)
     dropped = 0
     stored = decoder.shapes()
@@ -61,34 +64,35 @@ def one_pass(
                 statistics = observe(decoder, index, module, inputs, rows, all_experts)
                 part_tensors = {n: tensors[n].float() for n in names}
                 layer = Layer(decoder.prefix(index), part_tensors, tuple(inputs), statistics, _following(tensors, known[alike]))
-                each(left, lambda writer, part_of=layer: writer.add_layer(part_of), notes)
+                for writer in left.copy():
+                    with giving_up(writer, left, notes):
+                        writer.add_layer(layer)
                 dropped += sum(s.dropped_rows for s in statistics.values())
                 del layer, statistics
         progress(index + 1, len(decoder.layers))
     return finished(left, notes), dropped, notes
 
 
-def finished(writers: list[ArtifactWriter], notes: list[str]) -> list[Artifact]:
-    """The artifacts of those that can be finished; see `each`."""
-    artifacts: list[Artifact] = []
-    each(writers, lambda writer: artifacts.append(writer.finish()), notes)
+def finished(left: list[ArtifactWriter], notes: list[str]) -> list[Artifact]:
+    """The artifacts of those that can be finished."""
+    artifacts = []
+    for writer in left.copy():
+        with giving_up(writer, left, notes):
+            artifacts.append(writer.finish())
     return artifacts
 
 
-def each(writers: list[ArtifactWriter], work: Callable[[ArtifactWriter], None], notes: list[str]) -> None:
-    """Do this with every writer. One that raises BadModel leaves the list, and the reason goes to `notes`.
-
-    Raises BadModel if none is left.
-    """
-    for writer in list(writers):
-        try:
-            work(writer)
-        except BadModel as error:
-            writer.discard()
-            writers.remove(writer)
-            notes.append(f"{writer.variant.name} not made: {error}")
-    if not writers:
-        raise BadModel("; ".join(dict.fromkeys(note.partition(": ")[2] for note in notes)))
+@contextmanager
+def giving_up(writer: ArtifactWriter, left: list[ArtifactWriter], notes: list[str]) -> Iterator[None]:
+    """A BadModel raised inside takes the writer off the list and goes to `notes`. It is raised if none is left."""
+    try:
+        yield
+    except BadModel as error:
+        writer.discard()
+        left.remove(writer)
+        notes.append(f"{writer.variant.name} not made: {error}")
+        if not left:
+            raise
 
 
 def _parts(
