@@ -62,6 +62,7 @@ class AutoArtifactWriter:
         self._trials: dict[str, GgufArtifactWriter] = {}
         self._energy: dict[tuple[int, str], float] = {}
         self._embedding_energy = 0.0
+        self._n_tokens = 1
         try:
             for kind in candidate_types(variant.bits_per_weight):
                 trial = (variant, self.trials_folder / kind, base, shapes, provenance, imatrix, max_bytes)
@@ -80,12 +81,12 @@ class AutoArtifactWriter:
     def add_layer(self, layer: Layer) -> None:
         for trial in self._trials.values():
             trial.add_layer(layer)
-        tokens = max((s.n_tokens for s in layer.statistics.values()), default=0)
+        self._n_tokens = max([self._n_tokens, *(s.n_tokens for s in layer.statistics.values())])
         for name, weight in layer.tensors.items():
             statistics = layer.statistics_of(name)
             for stored in self._any.writer.gguf_names(layer.prefix + name) if statistics else ():
-                if statistics and tokens and _WRITES_TO_STREAM.match(stored):
-                    added = float(((weight @ statistics.hessian) * weight).sum()) / tokens
+                if statistics and _WRITES_TO_STREAM.match(stored):
+                    added = float(((weight @ statistics.hessian) * weight).sum())
                     self._energy[_branch(stored)] = self._energy.get(_branch(stored), 0.0) + added
 
     def finish(self) -> Artifact:
@@ -156,8 +157,9 @@ class AutoArtifactWriter:
         """Of each branch in the energy of the stream after it, if what the branches add is not correlated."""
         stream, shares = self._embedding_energy, {}
         for branch in sorted(self._energy):
-            stream += self._energy[branch]
-            shares[branch] = self._energy[branch] / stream if stream > 0 else 1.0
+            added = self._energy[branch] / self._n_tokens
+            stream += added
+            shares[branch] = added / stream if stream > 0 else 1.0
         return shares
 
     def _records(self, origin: Mapping[str, str]) -> list[TensorRecord]:

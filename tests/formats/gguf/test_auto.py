@@ -1,5 +1,6 @@
 """A mixture by sensitivity: the budget holds for the whole file, and other tools know its name and types."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -7,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hubquant import onepass
 from hubquant.artifact import Base, Report
 from hubquant.errors import UsageError
-from hubquant.formats.gguf.auto import LADDER, candidate_types
+from hubquant.formats.gguf.auto import LADDER, AutoArtifactWriter, candidate_types
 from hubquant.formats.gguf.filetypes import MIXTURES
 from hubquant.formats.gguf.reader import GgufSource
 from hubquant.pipeline import quantize
@@ -73,6 +75,25 @@ def test_a_budget_that_the_model_cannot_keep_is_declined_and_the_others_are_made
     assert [a.variant for a in report.artifacts] == ["gguf-q8_0"]
     assert "gguf-auto@1.8bpw not made" in report.notes[0] and "takes at least" in report.notes[0]
     assert not list((tmp_path / "out" / "gguf").glob("*AUTO*"))
+
+
+def test_what_experts_add_is_the_same_however_many_fit_at_a_time(
+    mixture_of_experts: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[dict[tuple[int, str], float]] = []
+    shares = AutoArtifactWriter._shares
+
+    def noted(self: AutoArtifactWriter) -> dict[tuple[int, str], float]:
+        found.append(shares(self))
+        return found[-1]
+
+    monkeypatch.setattr(AutoArtifactWriter, "_shares", noted)
+    model = mixture_of_experts("qwen3_moe")
+    made(model, tmp_path / "whole", "gguf-auto@8.5bpw")
+    monkeypatch.setattr(onepass, "STATISTICS_BYTES", 3 * 4 * (64**2 + 32**2))
+    made(model, tmp_path / "parts", "gguf-auto@8.5bpw")
+    # the same numbers summed in the same order
+    assert found[0] == found[1] and (1, "ffn") in found[0]
 
 
 def test_candidates_lie_around_the_budget() -> None:
