@@ -95,7 +95,11 @@ def evaluate(
     from hubquant import pipeline
 
     report = pipeline.read_report(folder)
-    model, _ = _model(base, report.base.revision)
+    model, found = _model(base, report.base.revision)
+    pinned = report.base.revision or found.revision  # of one kind only: the Hub's fingerprints are of other hashes than a folder's
+    if not pinned and found.fingerprint != report.base.fingerprint:
+        made_from, given = (f"{b.repo_id} {b.fingerprint[:12]}" for b in (report.base, found))
+        raise UsageError(f"{folder} was made from {made_from}, and {base} is {given}; name the base that it was made from")
     with console.bars() as progress:
         report = pipeline.evaluate(folder, model, progress, tuple(protocol or ()), text)
     _show(report, as_json)

@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, where, and its exit codes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from typer.testing import CliRunner
 
 from hubquant import __version__, cli
 from hubquant.artifact import Report
+from hubquant.errors import UsageError
 from hubquant.hub.local.server import LocalHub
-from hubquant.recipe import VARIANTS
+from hubquant.hub.snapshot import fingerprint_folder
+from hubquant.recipe import DEFAULT_VARIANTS, Recipe
 
 COMMANDS = [c.name or c.callback.__name__ for c in cli.app.registered_commands if c.callback]
 
@@ -32,9 +35,9 @@ def test_every_command_has_help(command: str) -> None:
     assert result.exit_code == 0 and cli.app.registered_commands and len(result.stdout.splitlines()) > 5
 
 
-def test_help_names_every_variant() -> None:
+def test_help_names_the_usual_variants_and_how_the_others_are_called() -> None:
     text = " ".join(CliRunner(env={"COLUMNS": "200"}).invoke(cli.app, ["quantize", "--help"]).stdout.split())
-    assert all(name in text for name in VARIANTS)
+    assert all(name in text for name in (*DEFAULT_VARIANTS, "gguf-iq3_m", "gguf-auto@4.5bpw", "every other mixture of llama.cpp"))
 
 
 def test_version() -> None:
@@ -104,6 +107,18 @@ def test_known_errors_are_one_sentence(tmp_path: Path) -> None:
         result = hubquant(*arguments, cwd=tmp_path)
         assert (result.returncode, result.stdout) == (code, ""), result.stderr
         assert sentence in result.stderr and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_another_base_is_not_measured_against(bundled: Path, tmp_path: Path) -> None:
+    """Of the same shape it would give numbers, and they would be published."""
+    base = fingerprint_folder(bundled)
+    made = Report(hubquant_version="0", versions={}, base=base, recipe=Recipe(variants=("gguf-q8_0",)), artifacts=())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "hubquant.json").write_text(made.model_dump_json())
+    other = shutil.copytree(bundled, tmp_path / "other")
+    (other / "config.json").write_text((other / "config.json").read_text() + " ")
+    result = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "out"), "--base", str(other)])
+    assert isinstance(result.exception, UsageError) and f"was made from model {base.fingerprint[:12]}" in str(result.exception)
 
 
 def test_a_bug_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
