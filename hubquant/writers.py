@@ -1,7 +1,7 @@
 """Who writes what a recipe asks for: one ArtifactWriter per variant that the base can have, and the reasons for the others."""
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 
 from hubquant.artifact import Base
@@ -37,16 +37,7 @@ def writers_of_folder(
         license=base.license,
         quantized_by=quantized_by,
     )
-
-    @cache  # at the first need, once for all variants, whatever comes of it
-    def converted() -> Skeleton | BadModel:
-        try:
-            script = converter()
-            if script is None:
-                return BadModel(f"with {FOLDER} set to llama.cpp's source its converter is asked")
-            return Skeleton(convert(model, out / CONVERTED, script))
-        except BadModel as error:
-            return error
+    converted = cache(partial(_converted, model, out))  # at the first need, once for all variants, whatever comes of it
 
     def make(wanted: Variant) -> ArtifactWriter:
         folder = out / wanted.folder
@@ -70,25 +61,36 @@ def writers_of_folder(
             skeleton = converted()
             if isinstance(skeleton, BadModel):
                 raise BadModel(f"{error}; {skeleton}") from None
-
-        def mapped(name: str) -> list[tuple[str, range, int]]:
-            return skeleton.mapped(name, shapes[name][-1])
-
-        covered = {stored for linear in linears for stored, _, _ in mapped(linear)}
-        named = general(provenance, mixture(wanted.mixture), None, skeleton.n_parameters, 0)
+        matrices, named = _mapped(skeleton, shapes), general(provenance, mixture(wanted.mixture), None, skeleton.n_parameters, 0)
+        covered = {stored for linear in linears for stored, _, _ in matrices(linear)}
         return SkeletonWriter(
             wanted,
             folder,
             provenance.name,
             skeleton,
             imatrix,
-            matrices=mapped,
+            matrices=matrices,
             covered=covered,
             replaced=named,
             max_bytes=recipe.max_file_bytes,
         )
 
     return _made(recipe, make)
+
+
+def _converted(model: Path, out: Path) -> Skeleton | BadModel:
+    """What llama.cpp's converter makes of the model, or why there is nothing."""
+    try:
+        script = converter()
+        if script is None:
+            return BadModel(f"with {FOLDER} set to llama.cpp's source its converter is asked")
+        return Skeleton(convert(model, out / CONVERTED, script))
+    except BadModel as error:
+        return error
+
+
+def _mapped(skeleton: Skeleton, shapes: Mapping[str, tuple[int, ...]]) -> Matrices:
+    return lambda name: skeleton.mapped(name, shapes[name][-1])
 
 
 def writers_of_gguf(

@@ -51,7 +51,9 @@ def test_the_same_importance_makes_the_same_bytes_as_the_folder(from_folder: Pat
 
 def test_without_one_it_is_calibrated(from_folder: Path, tmp_path: Path) -> None:
     """The weights are the same, and so is the forward: the importance matrix is the folder's."""
-    report = run(str(from_folder / "model-BF16.gguf"), "-o", str(tmp_path / "out"), "-v", "gguf-q3_k_m", "-v", "awq-int4-g128", *FEW)
+    report = run(
+        str(from_folder / "model-BF16.gguf"), "-o", str(tmp_path / "out"), "-v", "gguf-q3_k_m", "-v", "awq-int4-g128", *FEW
+    )
     assert [a.variant for a in report.artifacts] == ["gguf-q3_k_m"]
     assert any("awq-int4-g128 not made: a GGUF file makes GGUF variants only" in note for note in report.notes)
     ours, theirs = (GgufHeader.read(folder / "imatrix.gguf") for folder in (tmp_path / "out/gguf", from_folder))
