@@ -1,5 +1,6 @@
 """A base model opened for running: a folder of Hugging Face files, or a GGUF file in 16 or 32 bit."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from hubquant.artifact import Base, file_sha256
 from hubquant.calibrate.text import load_tokenizer
 from hubquant.errors import BadModel
+from hubquant.formats.gguf.families import family_of_model
 from hubquant.formats.gguf.reader import GgufSource
+from hubquant.formats.gguf.rope import ROPE_TENSORS
 from hubquant.formats.gguf.skeleton import PLAIN, Skeleton
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.decoder import Decoder, read_config
@@ -48,7 +51,36 @@ def open_base(model: Path) -> OpenBase:
     except (ValueError, KeyError, TypeError, AttributeError, NotImplementedError, OSError, ImportError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadModel(f"{model.name} cannot be run here, transformers makes no model of it: {why}") from None
+    _check_read(config, weights)
     return OpenBase(config, tokenizer, weights)
+
+
+def _check_read(config: PretrainedConfig, weights: GgufSource) -> None:
+    """transformers takes what it does not read of a file from the defaults of the model's class, and says nothing. So what it read
+    is written again and compared. Raises BadModel naming what differs."""
+    stated, name = config.to_dict(), weights.header.name
+    try:
+        family = family_of_model(stated)
+        read = family.hyperparameters(stated)
+    except BadModel as error:
+        raise BadModel(f"{name} cannot be run here as transformers reads it: {error}") from None
+    scaled = weights.parameters.get("rope.scaling.type") != "none"
+    scaling = {key for key in weights.parameters if scaled and key.startswith("rope.scaling.")}
+    for key in sorted((weights.parameters.keys() & read.keys()) | scaling):
+        found, wanted = read.get(key), weights.parameters[key]
+        same = math.isclose(found, wanted, rel_tol=1e-6) if isinstance(found, float) else found == wanted
+        if key != "context_length" and not same:
+            raise BadModel(f"{name} cannot be run here, transformers takes {key} for {found!r}; the file says {wanted!r}")
+    extra = family.extra(stated)
+    for tensor in ROPE_TENSORS:
+        if (tensor in extra) != (tensor in weights.header.tensors):
+            raise BadModel(f"{name} cannot be run here, transformers does not read {tensor}")
+    decoder = Decoder(config, weights)
+    places = {tensor: decoder.source.find(tensor) for tensor in decoder.shapes()}
+    for tensor in sorted(set(weights.names()) - {place.name for place in places.values() if place is not None}):
+        raise BadModel(f"{name} cannot be run here, the model that transformers makes of it has no {tensor}")
+    for tensor in (tensor for tensor, place in places.items() if place is None):
+        raise BadModel(f"{name} cannot be run here, it has no {tensor} for the model that transformers makes of it")
 
 
 def describe_gguf(file: Path) -> Base:

@@ -1,11 +1,14 @@
 """GGUF files as bases, through the whole line: what they say of themselves, calibration, requantizing, measuring."""
 
+import json
+import shutil
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hubquant.artifact import Report
@@ -14,6 +17,7 @@ from hubquant.cli import app
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.header import GgufHeader
 
+BEFORE = {"rope_theta": 10000.0, "original_max_position_embeddings": 128}
 FEW = ("--windows", "2", "--max-tokens", "1024")
 
 
@@ -79,6 +83,34 @@ def test_a_file_that_transformers_cannot_run_is_encoded_and_not_measured(tmp_pat
     assert not report.passed("gguf-q4_k_s")
     assert [note for note in report.notes if "without calibration and not measured" in note]
     assert GgufHeader.read(tmp_path / "out/gguf/odd-Q4_K_S.gguf").tensors["blk.0.attn_q.weight"].kind.name == "Q4_K"
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"rope_parameters": {**LLAMA3, **BEFORE}}, r"transformers does not read rope_freqs\.weight"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, **BEFORE}},
+            r"transformers takes rope\.scaling\.\w+ for None; the file says",
+        ),
+        ({"attention_bias": True}, r"the model that transformers makes of it has no model\.layers\.\d\.self_attn\.\w_proj\.bias"),
+    ],
+)
+def test_a_file_that_transformers_would_run_as_another_model(
+    change: dict[str, object], sentence: str, bundled: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(bundled, model)
+    config = {**json.loads((bundled / "config.json").read_text()), **change}
+    (model / "config.json").write_text(json.dumps(config))
+    if "attention_bias" in change:
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    run(str(model), "-o", str(tmp_path / "out"), "-v", "gguf-bf16", *FEW, "--max-tokens", "512")
+    with pytest.raises(BadModel, match=f"^model-BF16.gguf cannot be run here, {sentence}"):
+        open_base(tmp_path / "out/gguf/model-BF16.gguf")
 
 
 def test_imatrix_goes_with_a_gguf_file(bundled: Path, tmp_path: Path) -> None:

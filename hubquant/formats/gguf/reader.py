@@ -12,7 +12,10 @@ from hubquant.formats.gguf.header import GgufHeader
 
 
 class GgufSource:
-    """A GGUF file, memory-mapped and decoded tensor by tensor. Raises BadModel on anything malformed."""
+    """A GGUF file, memory-mapped and decoded tensor by tensor. `parameters`: its hyperparameters, without "{architecture}.".
+
+    Raises BadModel on anything malformed.
+    """
 
     def __init__(self, path: Path) -> None:
         self.header = GgufHeader.read(path)
@@ -21,15 +24,15 @@ class GgufSource:
             raise BadModel(f"{path.name} does not say which architecture it is of (general.architecture)")
         prefix = f"{architecture}."
         self.family = family_of_file(architecture, self.header.tensors)
-        self._parameters = {k.removeprefix(prefix): v for k, v in self.header.values.items() if k.startswith(prefix)}
-        n_layer = whole_number(self._parameters, "block_count")
+        self.parameters = {k.removeprefix(prefix): v for k, v in self.header.values.items() if k.startswith(prefix)}
+        n_layer = whole_number(self.parameters, "block_count")
         stored = {name: tensor.shape for name, tensor in self.header.tensors.items()}
         if n_layer > len(stored):
             raise BadModel(f"{path.name}: {prefix}block_count is {n_layer}, more than the file has tensors")
-        experts = self._parameters.get("expert_count", 0)
+        experts = self.parameters.get("expert_count", 0)
         if isinstance(experts, int) and experts > max((shape[0] for shape in stored.values() if len(shape) > 2), default=0):
             raise BadModel(f"{path.name}: {prefix}expert_count is {experts}, more than any tensor has matrices")
-        layout = self.family.layout(n_layer, self._parameters)
+        layout = self.family.layout(n_layer, self.parameters)
         self._shapes = layout.shapes(stored)
         self._slots, expected = layout.slots(self._shapes)
         for name, shape in expected.items():
@@ -55,7 +58,7 @@ class GgufSource:
         weight = torch.empty(self._shapes[name])
         for slot in slots:
             stored = self.header.tensor(slot.gguf_name, slot.start, slot.shape[0])
-            slot.put_back(stored, weight, self._parameters)
+            slot.put_back(stored, weight, self.parameters)
         return weight
 
     def as_saved(self, name: str) -> bool:

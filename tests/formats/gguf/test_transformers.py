@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from hubquant.base import open_base
+from hubquant.errors import BadModel
 from hubquant.formats.gguf.reader import GgufSource
 from tests.formats.gguf.familyresults import FamilyResults
 
@@ -16,6 +18,8 @@ LOADED = (
     *("llama", "mistral", "qwen2", "qwen3:as-published", "gemma2:as-published", "gemma3:as-published", "phi3:as-published"),
     *("gpt2:as-published", "falcon", "starcoder2"),
 )
+# These it takes for other models: a head size, a scale, a window that is not the default, experts.
+MISREAD = ("qwen3", "gemma2", "phi3", "mixtral", "qwen3moe", "gpt-oss")
 # It says that it does not know these.
 UNKNOWN = ("smollm3", "granite", "olmo2", "cohere2", "gptneox", "deepseek2")
 
@@ -57,13 +61,23 @@ def test_from_pretrained_computes_what_the_checkpoint_does(
     family_result: FamilyResults,
 ) -> None:
     folder = random_model(name)
-    loaded = _from_file(write_gguf(tmp_path / "m.gguf", "F32", folder))
+    path = write_gguf(tmp_path / "m.gguf", "F32", folder)
+    open_base(path)  # raises BadModel if it found a difference
+    loaded = _from_file(path)
     tokens = torch.randint(0, 2048, (1, 60), generator=torch.Generator().manual_seed(1))
     expected = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(tokens).logits
     difference = float((loaded(tokens).logits - expected).abs().max())
     family_result(name, from_pretrained=difference < 1e-3)
     assert difference < 1e-3  # the same weights in the same model; norms of 1 + w are rounded once more
     assert expected.std() > 0.5
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_what_it_would_run_as_another_model_is_no_base(
+    name: str, random_model: Callable[[str], Path], write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(BadModel, match=r"^m\.gguf cannot be run here"):
+        open_base(write_gguf(tmp_path / "m.gguf", "F32", random_model(name)))
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
