@@ -13,8 +13,10 @@ from typing import Any
 
 import triton
 from hubquant_kernels.gpu.compilation import Compilation
+from instruction import Instruction
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from walk import issued
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TENSOR = re.compile(r"^(?:[HIQDO]MMA|[HIQ]GMMA|UTC\w*MMA|v_mfma)")
@@ -30,7 +32,8 @@ class Figures:
     `spills`: bytes of stack plus loads and stores of it (registers, on AMD); `shared`: bytes; `tensor`: tensor-core
     instructions; `wide_loads`, `wide_copies`: 128-bit loads into registers, and asynchronously into shared memory; `loop`:
     instructions of the innermost loop (of the whole kernel if it has none), `loop_tensor`: its tensor-core operations, in
-    fp16 operations of equal time (none known on sm_100, whose instructions do not name their shape).
+    fp16 operations of equal time (none known on sm_100, whose instructions do not name their shape); `whole`: instructions from
+    the first to the last with every loop turned, where the configuration wants it, else 0.
     """
 
     registers: int
@@ -42,16 +45,7 @@ class Figures:
     wide_copies: int
     loop: int
     loop_tensor: float
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """One line of machine code: its labels, its name, where it branches to, and whether the next line may follow it."""
-
-    labels: tuple[str, ...]
-    name: str
-    target: str
-    goes_on: bool
+    whole: int = 0
 
 
 def measure(compilation: Compilation, target: str, cache: Path) -> Figures:
@@ -60,13 +54,13 @@ def measure(compilation: Compilation, target: str, cache: Path) -> Figures:
         triton.__version__,
         target,
         compilation.kernel.cache_key,
-        Path(__file__).read_text(),
+        *((Path(__file__).parent / name).read_text() for name in ("machinecode.py", "walk.py")),
         repr(replace(compilation, kernel=None)),
     )
     kept = cache / (hashlib.sha256("\n".join(parts).encode()).hexdigest() + ".json")
     if kept.exists():
         return Figures(**json.loads(kept.read_text()))
-    figures = _measure(compile_for(compilation, target), target)
+    figures = _measure(compile_for(compilation, target), target, bool(compilation.most_per_weight))
     cache.mkdir(parents=True, exist_ok=True)
     kept.write_text(json.dumps(asdict(figures)))
     return figures
@@ -92,7 +86,7 @@ def compile_for(compilation: Compilation, target: str) -> Any:
     return triton.compile(source, target=gpu, options=options)
 
 
-def _measure(compiled: Any, target: str) -> Figures:
+def _measure(compiled: Any, target: str, whole: bool) -> Figures:
     if target.startswith("sm_"):
         registers, spills, code = _nvidia(compiled.asm["cubin"])
     else:
@@ -109,6 +103,7 @@ def _measure(compiled: Any, target: str) -> Figures:
         wide_copies=_count(names, lambda n: _wide(n, ("LDGSTS",)) or n.startswith("UTMALDG")),
         loop=len(loop),
         loop_tensor=sum(_tensor_operations(i.name) for i in loop),
+        whole=issued(code) if whole else 0,
     )
 
 
@@ -146,13 +141,15 @@ def read_sass(text: str) -> list[Instruction]:
     for line in text.splitlines():
         if label := re.match(r"(\.L\w+):", line):
             labels = (*labels, label[1])
-        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+ )?\s*([A-Z][\w.]*)(.*)", line):
+        elif found := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+) )?\s*([A-Z][\w.]*)([^;]*)", line):
             predicate, name, rest = found.groups()
             jump = re.search(r"`\((\.L\w+)\)", rest) if name.startswith("BRA") else None
             conditional = bool(predicate) or bool(jump and rest[: jump.start()].strip())
             ends = name.startswith(("EXIT", "RET", "BRA", "BRX")) and not conditional
-            if not (jump and jump[1] in labels) and name != "NOP":
-                code.append(Instruction(labels, name, jump[1] if jump else "", not ends))
+            if name == "NOP":
+                continue  # its label is the next line's
+            if not (jump and jump[1] in labels):
+                code.append(Instruction(labels, predicate or "", name, _operands(rest), jump[1] if jump else "", not ends))
             labels = ()
     return code
 
@@ -163,11 +160,16 @@ def read_amdgcn(text: str) -> list[Instruction]:
     for line in text.partition(".end_amdhsa_kernel")[0].splitlines():
         if label := re.match(r"(\.LBB\w+):", line):
             labels = (*labels, label[1])
-        elif found := re.match(r"\s+([svdgb]\w*_\w+|flat_\w+)\s*(\.LBB\w+)?", line):
-            name, target = found[1], found[2] or ""
-            code.append(Instruction(labels, name, target, not name.startswith(("s_endpgm", "s_branch", "s_setpc"))))
+        elif found := re.match(r"\s+([svdgb]\w*_\w+|flat_\w+)\s*(\.LBB\w+)?([^;]*)", line):
+            name, target, rest = found[1], found[2] or "", found[3]
+            ends = name.startswith(("s_endpgm", "s_branch", "s_setpc"))
+            code.append(Instruction(labels, "", name, _operands(rest), target, not ends))
             labels = ()
     return code
+
+
+def _operands(text: str) -> tuple[str, ...]:
+    return tuple(operand.strip() for operand in text.split(",") if operand.strip())
 
 
 def innermost_loop(code: list[Instruction]) -> list[Instruction]:

@@ -27,9 +27,12 @@ REPORT, COMMITTED = HERE / "REPORT.md", HERE / "report.json"
 WORKERS = 2
 SLACK = 1.05
 ALIKE = {"sm_100": "sm_80"}  # whose tensor-core instructions name no shape; the same tiles are multiplied on both
-LOWER_IS_BETTER = ("registers", "shared", "instructions", "loop")
+LOWER_IS_BETTER = ("registers", "shared", "instructions", "loop", "whole")
 HIGHER_IS_BETTER = ("tensor", "wide_loads", "wide_copies")
-COLUMNS = "configuration | regs | spills | shared | tensor | ld128 | cp128 | loop | /weight | memory | issue | tensor bound"
+COLUMNS = (
+    "configuration | regs | spills | shared | tensor | ld128 | cp128 | "
+    "loop | /weight | whole/weight | memory | issue | tensor bound"
+)
 Table = dict[str, dict[str, Figures]]
 
 HEAD = """# What the kernels compile to
@@ -40,8 +43,9 @@ a bound is what the part could do at best, not a measurement.** Written by `pyth
 where meant, and no figure more than 5 % worse than here.
 
 - **tensor**: tensor-core instructions. **ld128**, **cp128**: 128-bit loads into registers, asynchronous 128-bit copies.
-- **loop**: instructions of the innermost loop; **/weight**: instructions of a warp per weight in one trip of it. The trips of a
-  search (ggml_quantize) are its candidates: a weight goes through all of them.
+- **loop**: instructions of the innermost loop; **/weight**: instructions of a warp per weight in one trip of it.
+- **whole/weight**: instructions of a warp per weight for the whole program, every loop as often as it turns (walk.py). A search
+  (ggml_quantize) takes each weight through all trips; more than 25 fail the check.
 - **memory**, **issue**, **tensor bound**: the time that the loop needs at least on the part for what it reads, for issuing its
   instructions, and for its tensor-core operations, as a percentage of the longest of the three. 100 % names what limits; 90 %
   under *memory* says that the kernel can reach 90 % of the memory's speed as far as instructions go.
@@ -87,6 +91,9 @@ def problems(compilation: Compilation, target: str, figures: Figures, committed:
         found.append(f"{where}: no tensor-core instruction")
     if compilation.wide_loads and not figures.wide_loads + figures.wide_copies:
         found.append(f"{where}: nothing is loaded 128 bits wide")
+    if compilation.most_per_weight and not 0 < whole_per_weight(compilation, figures) <= compilation.most_per_weight:
+        counted = f"{whole_per_weight(compilation, figures):.1f} instructions of a warp per weight"
+        found.append(f"{where}: {counted}, and at most {compilation.most_per_weight:.0f} are allowed")
     if committed is None:
         return [*found, f"{where}: not in report.json; run python kernels/report.py"]
     for metric in LOWER_IS_BETTER + HIGHER_IS_BETTER:
@@ -94,6 +101,10 @@ def problems(compilation: Compilation, target: str, figures: Figures, committed:
         if now > before * SLACK if metric in LOWER_IS_BETTER else now * SLACK < before:
             found.append(f"{where}: {metric} was {before} and is {now}")
     return found
+
+
+def whole_per_weight(compilation: Compilation, figures: Figures) -> float:
+    return figures.whole * compilation.num_warps / compilation.weights
 
 
 def bounds(compilation: Compilation, figures: Figures, part: Part) -> tuple[float, float, float]:
@@ -109,7 +120,7 @@ def bounds(compilation: Compilation, figures: Figures, part: Part) -> tuple[floa
 
 def render(chosen: list[Compilation], table: Table) -> str:
     """REPORT.md."""
-    lines = [HEAD]
+    lines = [HEAD, *_narrow(chosen)]
     for target, part in PARTS.items():
         rates = (
             f"{part.sms} SMs at {part.clock / 1e9:.2f} GHz, {part.bandwidth / 1e12:.2f} TB/s, {part.tensor / 1e12:.0f} Tflop/s fp16"
@@ -122,16 +133,27 @@ def render(chosen: list[Compilation], table: Table) -> str:
     return "\n".join(lines)
 
 
+def _narrow(chosen: list[Compilation]) -> list[str]:
+    """Why nothing is asked to be loaded 128 bits wide, by operator."""
+    reasons = {c.why_narrow: {o.name.split("/")[0] for o in chosen if o.why_narrow == c.why_narrow} for c in chosen if c.why_narrow}
+    if not reasons:
+        return []
+    lines = [f"- {', '.join(f'`{name}`' for name in sorted(names))}: {why}." for why, names in reasons.items()]
+    return ["Not asked to load 128 bits wide:\n", *lines, ""]
+
+
 def _row(compilation: Compilation, figures: Figures, part: Part, alike: Figures | None) -> str:
     known = Figures(**{**asdict(figures), "loop_tensor": alike.loop_tensor}) if alike else figures
-    per_weight, limits = "", ("", "", "")
-    if compilation.weights:
+    per_weight, whole, limits = "", "", ("", "", "")
+    if compilation.most_per_weight:
+        whole = f"{whole_per_weight(compilation, figures):.1f}"
+    elif compilation.weights:
         per_weight = f"{figures.loop * compilation.num_warps / compilation.weights:.3f}"
     if compilation.bytes_read or compilation.tensor_cores:
         limits = tuple(f"{100 * share:.0f} %" if share else "" for share in bounds(compilation, known, part))
     shared = f"{figures.shared / KIB:.0f} K" if figures.shared else "0"
     counts = (figures.registers, figures.spills, shared, figures.tensor, figures.wide_loads, figures.wide_copies, figures.loop)
-    return "| " + " | ".join(map(str, (f"`{compilation.name}`", *counts, per_weight, *limits))) + " |"
+    return "| " + " | ".join(map(str, (f"`{compilation.name}`", *counts, per_weight, whole, *limits))) + " |"
 
 
 def read_committed() -> Table:

@@ -10,6 +10,7 @@ import triton.language as tl
 from hubquant_kernels.gpu.compilation import Compilation
 from machinecode import Figures, compile_for, innermost_loop, measure, read_amdgcn, read_sass
 from parts import PARTS
+from walk import issued
 
 
 @triton.jit
@@ -140,6 +141,41 @@ def test_amd_loops_are_found_by_their_labels() -> None:
     body = "\n".join(f"\tv_fma_f32 v{i}, v1, v2, v3" for i in range(9))
     text = f"\ts_load_dwordx2 s[2:3], s[0:1], 0x0\n.LBB0_1:    ; loop\n{body}\n\ts_cbranch_scc1 .LBB0_1\n\ts_endpgm\n"
     assert [i.name for i in innermost_loop(read_amdgcn(text))] == ["v_fma_f32"] * 9 + ["s_cbranch_scc1"]
+
+
+COUNTED = """
+        /*0000*/                   MOV R2, 0xfffffffe ;
+.L_x_0:
+        /*0010*/                   CS2R R4, SRZ ;
+.L_x_1:
+        /*0020*/                   IADD3 R4, R4, 0x1, RZ ;
+        /*0030*/                   ISETP.NE.U32.AND P1, PT, R4, 0x5, PT ;
+        /*0040*/               @P1 BRA `(.L_x_1) ;
+        /*0050*/                   IADD3 R2, R2, 0x2, RZ ;
+        /*0060*/                   ISETP.GE.AND P0, PT, R2, {end}, PT ;
+        /*0070*/               @P0 CALL.REL.NOINC `(.L_x_2) ;
+        /*0080*/                   BRA `(.L_x_0) ;
+.L_x_2:
+        /*0090*/                   NOP ;
+        /*00a0*/                   EXIT ;
+"""
+
+
+def test_nested_loops_are_counted_as_often_as_they_turn() -> None:
+    inner = 5 * 3
+    assert issued(read_sass(COUNTED.format(end="0x4"))) == 1 + 3 * (1 + inner + 4) - 1 + 1
+    body = "\n.LBB0_1:\n\ts_add_i32 s2, s2, 2\n\ts_cmp_lg_u32 s2, {}\n\ts_nop 0\n\ts_cbranch_scc1 .LBB0_1\n\ts_endpgm\n"
+    assert issued(read_amdgcn("\ts_mov_b32 s2, 0" + body.format("6"))) == 1 + 3 * 4 + 1
+    with pytest.raises(ValueError, match="cannot be told"):
+        issued(read_amdgcn("\ts_mov_b32 s2, 0" + body.format("s7")))
+
+
+def test_too_many_instructions_per_weight_are_seen() -> None:
+    one = replace(ONE, weights=1024, most_per_weight=25.0)
+    assert report.problems(one, "sm_80", replace(FINE, whole=6400), replace(FINE, whole=6400)) == []
+    for whole in (0, 6401):
+        figures = replace(FINE, whole=whole)
+        assert any("at most 25" in sentence for sentence in report.problems(one, "sm_80", figures, figures))
 
 
 def test_what_is_compiled_is_what_the_configuration_says() -> None:

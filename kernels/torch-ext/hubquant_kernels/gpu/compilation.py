@@ -16,8 +16,10 @@ class Compilation:
     by 16 (pointers and strides), without which nothing is loaded 128 bits wide; `fp_fusion`: whether a·b + c may become one
     instruction (False where results must equal the definition's).
     `weights`: how many weights one program handles in one trip of its innermost loop (0: no per-weight figure is wanted);
+    `most_per_weight`: where all trips are over the same weights, how many instructions of a warp the whole program may take
+    for each (0: no such figure is wanted);
     `bytes_read`: what it reads from memory in that trip; `tensor_cores`, `wide_loads`: what the machine code must contain.
-    `targets`: where this configuration is used.
+    `why_narrow`: a sentence for the report, where `wide_loads` is False. `targets`: where this configuration is used.
     """
 
     name: str
@@ -29,7 +31,9 @@ class Compilation:
     num_stages: int = 2
     fp_fusion: bool = True
     weights: int = 0
+    most_per_weight: float = 0.0
     bytes_read: float = 0.0
     tensor_cores: bool = False
     wide_loads: bool = True
+    why_narrow: str = ""
     targets: tuple[str, ...] = TARGETS

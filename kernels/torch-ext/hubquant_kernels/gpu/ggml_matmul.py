@@ -173,6 +173,7 @@ def _compilation(type_name: str, m: int) -> Compilation:
         weights=rows * chunk,
         bytes_read=rows * chunk * kind.bits_per_weight / 8,
         wide_loads=False,
+        why_narrow="a lane reads the words whose codes it multiplies, of 32 bits, or 16 where blocks begin on no multiple of 4",
     )
 
 

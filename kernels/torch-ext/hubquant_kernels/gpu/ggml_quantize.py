@@ -19,6 +19,7 @@ from ..ggml_types import GGML_TYPES
 from . import kquant, legacy
 from .compilation import TARGETS, Compilation
 
+MOST_PER_WEIGHT = 25.0  # instructions of a warp, for the whole search
 COLUMNS = 128  # sub-blocks per program: one per thread
 NUM_WARPS, NUM_WAVES = COLUMNS // 32, COLUMNS // 64
 # types, and whether with importance
@@ -29,6 +30,7 @@ SHIPPED = (
     ("Q3_K", True),
     ("Q4_K", False),
     ("Q4_K", True),
+    ("Q5_K", True),
     ("Q6_K", True),
     ("IQ4_XS", True),
 )
@@ -118,6 +120,7 @@ def _compilation(type_name: str, weighted: bool, wave: bool) -> Compilation:
         aligned=tuple(pointers),
         num_warps=NUM_WAVES if wave else NUM_WARPS,
         weights=COLUMNS * KERNELS[type_name][1].get("SIZE", kind.block_size),
+        most_per_weight=MOST_PER_WEIGHT,
         targets=tuple(target for target in TARGETS if target.startswith("gfx") == wave),
     )
 

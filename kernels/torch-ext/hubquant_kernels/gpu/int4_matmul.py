@@ -276,7 +276,8 @@ def _compilation(layout: str, dtype: str, at: int, where: str, targets: tuple[st
         weights=c.columns * c.channels,
         bytes_read=c.columns * c.channels * (0.5 + 2.5 / 128),
         tensor_cores=True,
-        wide_loads=False,  # a word goes to the thread whose operands its codes are: 32 bits each, eight side by side
+        wide_loads=False,
+        why_narrow="a word goes to the thread whose operands its codes are: 32 bits each, eight side by side",
         targets=targets,
     )
 

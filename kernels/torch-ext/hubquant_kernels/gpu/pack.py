@@ -164,7 +164,8 @@ def _repacking(layout: str) -> Compilation:
         aligned=("words", "out", "word_columns"),
         num_warps=WARPS,
         num_stages=STAGES,
-        wide_loads=layout == "awq",  # AWQ's words of eight channels lie in eight rows
+        wide_loads=layout == "awq",
+        why_narrow="AWQ's words of eight channels lie in eight rows" * (layout != "awq"),
     )
 
 
