@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -30,7 +31,7 @@ from hubquant.recipe import variant
 
 pytestmark = pytest.mark.slow
 
-RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "architectures.json"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "architectures" / "transformers.json"
 LARGEST = 5_000_000  # parameters of what counts as tiny
 VARIANTS = ("gptq-int4-g128", "awq-int4-g128")
 
@@ -136,7 +137,9 @@ def results() -> Iterator[dict[str, dict[str, str]]]:
     found: dict[str, dict[str, str]] = {}
     yield found
     if os.environ.get("HUBQUANT_KEEP_ARCHITECTURES") == "1":
-        RESULTS.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        RESULTS.parent.mkdir(exist_ok=True)
+        kept = {"transformers": transformers.__version__, "model_types": dict(sorted(found.items()))}
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def tiny(model_type: str, folder: Path) -> PretrainedConfig:
