@@ -102,7 +102,7 @@ def _sass(line: Instruction, taken: int | None, known: Known) -> None:
 
 def _sass_written(line: Instruction) -> list[str]:
     """Its leading predicates and register, and the predicates behind that; of wide results all registers."""
-    written = []
+    written: list[str] = []
     for operand in line.operands:
         if not (found := re.fullmatch(r"(U?[RP])(\d+)(?:\.\w+)?", operand)) and operand not in ("PT", "UPT", "RZ", "URZ"):
             break
@@ -146,7 +146,7 @@ def _sass_results(line: Instruction, known: Known) -> Known:
         a, b = (v if "U32" in modifiers else _signed(v) for v in known_inputs[:2])
         return {first: int(RELATIONS[modifiers[0]](a, b) and bool(known_inputs[2]))} if "AND" in modifiers else {}
     if kind in ("LOP3", "PLOP3"):
-        return {first: _looked_up(*known_inputs[:4], width=32 if kind == "LOP3" else 1)}
+        return {first: _looked_up(*known_inputs[:4], 32 if kind == "LOP3" else 1)}
     return {}
 
 
@@ -201,7 +201,7 @@ def _amd(line: Instruction, known: Known) -> None:
         compared = _amd_value(first, known), values[0]
         if None not in compared:
             _, _, relation, kind = line.name.split("_")
-            a, b = (v if kind == "u32" else _signed(v) for v in compared)  # type: ignore[arg-type]
+            a, b = (v if kind == "u32" else _signed(v) for v in compared if v is not None)
             condition = int(RELATIONS[relation](a, b))
     elif line.name.startswith(("s_mov_", "s_movk_")):
         result, condition = values[0], known.get("scc")
