@@ -28,7 +28,7 @@ $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt
 	$(VENV)-llamacpp/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary :all: \
 	    -d $(VENV)-llamacpp/source llama-cpp-python==0.3.36
 	tar -xzf $(VENV)-llamacpp/source/llama_cpp_python-0.3.36.tar.gz -C $(VENV)-llamacpp/source --strip-components=1
-	$(VENV)-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,dev]' sentencepiece \
+	$(VENV)-llamacpp/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bot,dev]' protobuf sentencepiece \
 	    $(VENV)-llamacpp/source/llama_cpp_python-0.3.36.tar.gz
 	touch $@
 
