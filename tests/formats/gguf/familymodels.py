@@ -130,6 +130,25 @@ RANDOM_MODELS: dict[str, dict[str, Any]] = {
     "gpt-oss": {**_GPT_OSS, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "gpt-oss:yarn": {**_GPT_OSS, "layer_types": [_F, _S], "rope_parameters": _YARN},
 }
+# config.json of a published Llama 3.2, and its rope scaling: for what is said of a model, not for running one
+LLAMA_CONFIG: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 128256,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 def save_random_model(name: str, wide: bool, folder: Path) -> None:

@@ -1,29 +1,10 @@
-from typing import Any
-
 import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from hubquant.formats.gguf.rope import ROPE_FREQS, rope_factors
-
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 131072,
-    "rms_norm_eps": 1e-5,
-    "vocab_size": 128256,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+from tests.formats.gguf.familymodels import LLAMA3_ROPE as LLAMA3
+from tests.formats.gguf.familymodels import LLAMA_CONFIG as CONFIG
 
 
 def test_llama3_factors_are_those_of_transformers() -> None:
