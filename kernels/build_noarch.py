@@ -2,7 +2,7 @@
 
     python kernels/build_noarch.py [FOLDER]     # FOLDER/build/…, beside this file if not given
 
-The package is Python only, so all four are the same files. What differs is `_ops.py`: the operators of each build live in a
+The package is source only, so all four are the same files. What differs is `_ops.py`: the operators of each build live in a
 namespace of their own, since several builds can be loaded into one process. kernel-builder (flake.nix) writes the same tree.
 """
 

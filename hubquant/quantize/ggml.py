@@ -62,10 +62,10 @@ def fallback(type_name: str, n: int) -> str:
 def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mode: Mode = "best") -> Tensor:
     """Weights [out, in], float → uint8 [out, row_bytes].
 
-    `importance` [in] ≥ 0 is the mean squared input of each column; without it all columns count alike. `mode` "reference"
-    gives the bytes of llama.cpp, "best" the lowest Σ importance·error² found in the same number of bytes; IQ1 to IQ3 have
-    one mode. Raises BadModel on a row that is not a whole number of blocks, on NaN, infinite or too large values, and where
-    a type of NEEDS_IMPORTANCE is to be written without.
+    `importance` [in] ≥ 0 is the mean squared input of each column, or [out, in] what each weight counts; without it all count
+    alike. `mode` "reference" gives the bytes of llama.cpp, "best" the lowest Σ importance·error² found in the same number of
+    bytes; IQ1 to IQ3 have one mode. Raises BadModel on a row that is not a whole number of blocks, on NaN, infinite or too
+    large values, and where a type of NEEDS_IMPORTANCE is to be written without.
     """
     if weight.ndim != 2 or not weight.is_floating_point():
         raise BadModel(f"{type_name} needs a float matrix, not {weight.dtype} of shape {tuple(weight.shape)}")
@@ -94,7 +94,7 @@ def _check_values(weight: Tensor, type_name: str) -> None:
 
 
 def _checked_importance(importance: Tensor, weight: Tensor) -> Tensor:
-    if importance.shape != weight.shape[1:]:
+    if importance.shape not in (weight.shape[1:], weight.shape):
         raise BadModel(f"importance of shape {tuple(importance.shape)} does not match {weight.shape[1]} input columns")
     if not bool(torch.isfinite(importance).all() & (importance >= 0).all()):
         raise BadModel("importance must be finite and not negative; calibrate again")

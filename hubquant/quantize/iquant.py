@@ -27,13 +27,18 @@ _PIECE = 1 << 16
 
 
 def encode(weight: Tensor, kind: GgmlType, importance: Tensor | None) -> Tensor:
-    """Weights [out, in] → uint8 [out, row_bytes], as ggml writes them. `importance` [in]; without it ggml's own weights."""
+    """Weights [out, in] → uint8 [out, row_bytes], as ggml writes them. `importance` [in] or [out, in]; without it ggml's own
+    weights."""
     rows = weight.detach().float().cpu().contiguous().numpy()
-    scaled = None if importance is None else _within_range(importance).cpu().numpy()
+    scaled = None if importance is None else _within_range(importance).cpu().contiguous().numpy()
     out = np.empty((rows.shape[0], rows.shape[1] // kind.block_size * kind.type_size), np.uint8)
 
     def quantize(start: int, end: int) -> None:
-        libgguf.quantize_rows_into_raw(kind.value, rows[start:end], out[start:end], end - start, rows.shape[1], scaled)
+        if scaled is None or scaled.ndim == 1:
+            libgguf.quantize_rows_into_raw(kind.value, rows[start:end], out[start:end], end - start, rows.shape[1], scaled)
+        else:
+            for row in range(start, end):
+                libgguf.quantize_rows_into_raw(kind.value, rows[row : row + 1], out[row : row + 1], 1, rows.shape[1], scaled[row])
 
     _each_piece(quantize, *rows.shape)
     return torch.from_numpy(out).to(weight.device)
@@ -41,8 +46,8 @@ def encode(weight: Tensor, kind: GgmlType, importance: Tensor | None) -> Tensor:
 
 def _within_range(importance: Tensor) -> Tensor:
     """Times a power of two, which changes no choice, so that ggml's float32 sums stay finite; all alike where all are zero."""
-    mean = importance.mean()
-    return importance * torch.exp2(-mean.log2().round()) if mean > 0 else torch.ones_like(importance)
+    mean = importance.mean(-1, keepdim=True)
+    return torch.where(mean > 0, importance * torch.exp2(-mean.log2().round()), torch.ones_like(importance))
 
 
 def decode(data: Tensor, kind: GgmlType) -> Tensor:

@@ -36,8 +36,8 @@ class SymmetricKind(NamedTuple):
         return (CodebookColumns if self.codebook else SymmetricColumns)(x, w, self)
 
     def factors(self) -> list[float]:
-        """Factors on the float16 scale that gives the largest sub-block scale the largest code."""
-        return [1 + 1.28 / self.sc_high * i for i in range(-6, 7)]
+        """Factors on the float16 scale that gives the largest sub-block scale the largest code; none without sub-blocks."""
+        return [1 + 1.28 / self.sc_high * i for i in range(-6, 7)] if self.sc_high else []
 
 
 def peaks(low: int, high: int, inside: float, beyond: float, count: int) -> tuple[float, ...]:

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import kquant, kquant_symmetric, legacy, mxfp4, ternary
+from . import kquant, kquant_symmetric, legacy, mxfp4, native, ternary
 from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
 from .ggml_columns import Blocks
@@ -85,25 +85,32 @@ def _each(encode: Callable[[int], None], starts: range, threads: int) -> None:
 
 @torch.library.custom_op(add_op_namespace_prefix("ggml_quantize"), mutates_args=())
 def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mode: str) -> Tensor:
-    """Weights [out, in], in a multiple of the block size, importance [in] → uint8 [out, row_bytes] of a type of GGML_TYPES.
+    """Weights [out, in], in a multiple of the block size, importance [in] or [out, in] → uint8 [out, row_bytes] of a type of
+    GGML_TYPES.
 
-    `mode` "reference" gives what ggml gives; "best" lowers Σ importance·error² further within the same bytes. On a GPU "best"
-    gives other bytes with about the same error (gpu/ggml_quantize.py).
+    `mode` "reference" gives what ggml gives; "best" lowers Σ importance·error² further within the same bytes. On a CPU machine
+    code does so where there is a compiler (native.py). On a GPU "best" gives other bytes with about the same error
+    (gpu/ggml_quantize.py).
     """
     kind, encoder = GGML_TYPES[type_name], ENCODERS[type_name]
     blocks = weight.detach().reshape(-1, kind.block_size)
     per_row = weight.shape[1] // kind.block_size
-    column_importance = None if importance is None else importance.detach().float().view(per_row, kind.block_size)
+    importance = None if importance is None else importance.detach().float().contiguous()
+    importance_blocks = None if importance is None else importance.view(-1, kind.block_size)
     row_square = _row_square(weight.detach()) if importance is not None and type_name in BY_ROW_SQUARE else None
     out = torch.empty(len(blocks), kind.type_size, dtype=torch.uint8, device=weight.device)
     threads = min(torch.get_num_threads(), MAX_THREADS) if weight.device.type == "cpu" else 1
     share = -(-len(blocks) // (threads * ALIGNMENT)) * ALIGNMENT
     step = max(ALIGNMENT, min(share, _chunk_weights(weight.device) // kind.block_size))
+    code = native.encoder(type_name) if weight.device.type == "cpu" else None
 
     def encode(start: int) -> None:
         x = blocks[start : start + step].float()
+        if code is not None:
+            code(x, start, per_row, importance, row_square, mode == "best", out[start : start + step])
+            return
         place = torch.arange(start, start + len(x), device=x.device)
-        part_importance = None if column_importance is None else column_importance[place % per_row]
+        part_importance = None if importance_blocks is None else importance_blocks[place % len(importance_blocks)]
         part_square = None if row_square is None else row_square[place // per_row]
         filled = _padded(x, 0.0)
         assert filled is not None
@@ -120,4 +127,8 @@ def _(weight: Tensor, importance: Tensor | None, type_name: str, mode: str) -> T
     return weight.new_empty(weight.shape[0], weight.shape[1] // kind.block_size * kind.type_size, dtype=torch.uint8)
 
 
-on_gpu(ggml_quantize, "ggml_quantize")
+def _by_column(weight: Tensor, importance: Tensor | None, *options: str) -> bool:
+    return importance is None or importance.ndim == 1
+
+
+on_gpu(ggml_quantize, "ggml_quantize", accepts=_by_column)

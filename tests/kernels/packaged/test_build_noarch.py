@@ -38,7 +38,7 @@ def loaded(repository: Path) -> ModuleType:
 
 
 def sources() -> set[str]:
-    return {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py")}
+    return {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*") if p.suffix in (".py", ".cpp", ".h")}
 
 
 @pytest.mark.parametrize("backend", ["cuda", "rocm", "xpu", "cpu"])

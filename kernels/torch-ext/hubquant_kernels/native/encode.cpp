@@ -1,0 +1,38 @@
+// Weights to the bytes of one of ggml's block types, LANES blocks at a time. TYPE is its name.
+#include "kquant.h"
+#include "symmetric.h"
+
+struct Task {
+    const float *x;           // [n_blocks, SIZE]
+    const float *importance;  // of block b at importance + b / per_row · stride + b % per_row · SIZE; may be null
+    const float *row_square;  // the mean square of each row; null for the types that do not weigh by it
+    uint8_t *out;             // [n_blocks, BYTES]
+    int64_t first, n_blocks;  // b of the first block
+    int64_t per_row, stride;
+    Trials trials;
+    int32_t best;
+};
+
+extern "C" void hubquant_encode(const Task *task) {
+    constexpr int SIZE = TYPE::SIZE, BYTES = TYPE::BYTES;
+    Blocks<SIZE> blocks;
+    blocks.weighted = task->importance != nullptr, blocks.best = task->best, blocks.trials = task->trials;
+    Row rows[BYTES];
+    for (int64_t start = 0; start < task->n_blocks; start += LANES) {
+        const float *x[LANES], *importance[LANES];
+        float square[LANES];
+        uint8_t *out[LANES], unwanted[BYTES];
+        for (int j = 0; j < LANES; j++) {  // what is missing at the end is made up by the block before
+            bool wanted = start + j < task->n_blocks;
+            int64_t i = wanted ? start + j : start, b = task->first + i;
+            x[j] = task->x + i * SIZE, out[j] = wanted ? task->out + i * BYTES : unwanted;
+            importance[j] = task->importance + b / task->per_row * task->stride + b % task->per_row * SIZE;
+            square[j] = task->row_square ? task->row_square[b / task->per_row] : 0.0f;
+        }
+        load<SIZE>(x, blocks.x);
+        if (blocks.weighted) load<SIZE>(importance, blocks.importance);
+        memcpy(&blocks.row_square, square, sizeof square);
+        TYPE::encode(blocks, rows);
+        store<BYTES>(rows, out);
+    }
+}
