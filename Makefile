@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-architectures test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation
+.PHONY: demo test test-architectures test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation scoreboard
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -90,3 +90,13 @@ smollm2: $(VENV)/.installed   ## quantize and measure a real small model, and ke
 	test -d .cache/smollm2-135m || $(VENV)-smollm2/bin/python tests/benchmarks/make_smollm2.py .cache/smollm2-135m
 	$(BIN)/hubquant quantize .cache/smollm2-135m -o .cache/smollm2-135m-out --windows 48 --max-tokens 8192
 	$(BIN)/python tests/benchmarks/readme.py --keep .cache/smollm2-135m-out smollm2-135m
+
+# Every peer in an environment of its own (.cache/peers; HUBQUANT_PEERS names another folder); what has a result is not run again.
+# hubquant's own rows alone, which need no peer: make scoreboard MODELS=… TOOLS='--tool hubquant --again'
+MODELS ?= .cache/smollm2-135m
+TOOLS  ?=
+CALIBRATION ?= prose-calib
+TEXT ?= prose-eval
+MAX_TOKENS ?= 8192
+scoreboard: $(VENV)/.installed   ## every tool on the same model, tokens and bits, measured by one evaluator, kept for the README
+	$(BIN)/python tests/benchmarks/scoreboard.py $(MODELS) $(TOOLS) --calibration $(CALIBRATION) --text $(TEXT) --max-tokens $(MAX_TOKENS)

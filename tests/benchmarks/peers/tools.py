@@ -1,0 +1,195 @@
+"""The tools and what each makes. A tool is a row of TOOLS: its environment, its variants, and the function that makes one."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peers import environments
+from peers.calibration import Calibration
+from peers.results import Step
+
+HERE = Path(__file__).parent
+GGUF = (
+    "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q5_0", "gguf-q4_k_m", "gguf-q4_k_s", "gguf-iq4_nl", "gguf-iq4_xs", "gguf-q4_0",
+    "gguf-q3_k_m", "gguf-iq3_m", "gguf-iq3_xxs", "gguf-q2_k", "gguf-iq2_m",
+)  # fmt: skip
+PACKED = ("gptq-int4-g128", "gptq-int3-g128", "awq-int4-g128")
+SAID = 240  # characters of its log that a failure quotes
+
+
+class Failed(Exception):
+    """A step of a tool ended with an error; says the last lines of its log."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model for one tool: where it works, on what it calibrates, with how many threads."""
+
+    model: Path
+    calibration: Calibration
+    folder: Path
+    threads: int
+    iterations: int
+    nice: int = 10
+
+    def run(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> Step:
+        """Run one process of the tool and measure it; its output goes to `name`.log. Raises Failed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{name}.log"
+        count = str(self.threads)
+        threads = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
+        offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        measure = [sys.executable, str(HERE / "measure.py"), str(log), "nice", "-n", str(self.nice), *command]
+        whole = {**os.environ, **threads, **offline, **(environment or {})}
+        done = subprocess.run(measure, check=True, capture_output=True, text=True, env=whole)
+        used = json.loads(done.stdout)
+        if used.pop("exit_code"):
+            raise Failed(_last_words(log))
+        return Step(name, **used)
+
+    def once(self, name: str, made: Path, command: list[str]) -> Step:
+        """A step that serves every variant: run unless `made` is there, its figures kept beside it."""
+        kept = made.with_name(made.name + ".step.json")
+        if not (made.exists() and kept.exists()):
+            step = self.run(name, command)
+            kept.write_text(json.dumps(step.__dict__))
+        return replace(Step(**json.loads(kept.read_text())), shared=True)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a tool made of one variant: the GGUF file or model folder, all that it wrote, its steps, the command of a person."""
+
+    path: Path
+    wrote: Path
+    steps: tuple[Step, ...]
+    command: str
+
+
+@dataclass(frozen=True)
+class Tool:
+    environment: str
+    variants: tuple[str, ...]
+    make: Callable[[Job, str], Made]
+    settings: str = ""
+
+
+def plan(variant: str) -> dict[str, Any]:
+    """What a variant's name says: format, and bits and group size, or llama.cpp's mixture. Raises ValueError."""
+    if variant.startswith("gguf-"):
+        return {"format": "gguf", "mixture": variant.removeprefix("gguf-").upper()}
+    found = re.fullmatch(r"(gptq|awq)-int(\d)-g(\d+)", variant)
+    if found is None:
+        raise ValueError(f"no tool is told how to make {variant!r}; it is gptq-int4-g128, awq-int4-g128, gguf-q4_k_m or alike")
+    return {"format": found[1], "bits": int(found[2]), "group_size": int(found[3]), "symmetric": found[1] == "gptq"}
+
+
+def driven(script: str, algorithm: str = "", iterations: int | None = None) -> Callable[[Job, str], Made]:
+    """A tool that is a Python library: `script` runs it in its environment, told by a JSON file."""
+
+    def make(job: Job, variant: str) -> Made:
+        out = job.folder / variant
+        shutil.rmtree(out, ignore_errors=True)
+        steps = job.iterations if iterations is None else iterations
+        asked = {**plan(variant), "algorithm": algorithm, "iterations": steps}
+        asked |= {"model": str(job.model), "ids": str(job.calibration.ids), "out": str(out)}
+        told = job.folder / f"{variant}.job.json"
+        job.folder.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(asked, indent=1))
+        environment = script.removeprefix("run_").removesuffix(".py")
+        command = [str(environments.python(environment)), str(HERE / "drivers" / script), str(told)]
+        step = job.run(variant, command)
+        return Made(_artifact(out), out, (step,), f"peers/drivers/{script} {json.dumps(plan(variant))}")
+
+    return make
+
+
+def llama_cpp(job: Job, variant: str) -> Made:
+    """convert_hf_to_gguf, llama-imatrix over the same tokens, llama-quantize with it."""
+    base, matrix, out = (job.folder / name for name in ("base-f32.gguf", "imatrix.gguf", f"{variant}.gguf"))
+    convert = [str(environments.python("llamacpp")), str(HERE / "drivers/run_llamacpp.py"), str(environments.llama_source())]
+    converted = job.once("convert", base, [*convert, str(job.model), "--outtype", "f32", "--outfile", str(base)])
+    check_tokens(job, base)
+    threads = ["-t", str(job.threads)]
+    imatrix = [
+        str(environments.llama_program("llama-imatrix")),
+        "-m",
+        str(base),
+        "-f",
+        str(job.calibration.text),
+        "-o",
+        str(matrix),
+    ]
+    imatrix += ["-c", str(job.calibration.window), "-b", str(job.calibration.window), "--no-ppl", *threads]
+    collected = job.once("imatrix", matrix, imatrix)
+    asked = ["--imatrix", str(matrix), str(base), str(out), plan(variant)["mixture"], str(job.threads)]
+    made = job.run(variant, [str(environments.llama_program("llama-quantize")), *asked])
+    short = f"llama-quantize --imatrix {matrix.name} {base.name} {out.name} {plan(variant)['mixture']}"
+    return Made(out, out, (converted, collected, made), short)
+
+
+def check_tokens(job: Job, base: Path) -> None:
+    """llama.cpp must read the calibration text as the same token ids. Raises Failed at the first that differs."""
+    ask = [
+        str(environments.llama_program("llama-tokenize")),
+        "-m",
+        str(base),
+        "-f",
+        str(job.calibration.text),
+        "--ids",
+        "--log-disable",
+    ]
+    told = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
+    found = json.loads(told[told.index("[") :])
+    wanted = [token for window in json.loads(job.calibration.ids.read_text()) for token in window]
+    if found != wanted:
+        place = next((i for i, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
+        raise Failed(f"llama.cpp reads other tokens of the calibration text, from token {place} of {len(wanted)} on")
+
+
+def hubquant(job: Job, variant: str) -> Made:
+    """The command line, one variant per run, as somebody who wants that one would call it."""
+    out = job.folder / variant
+    shutil.rmtree(out, ignore_errors=True)
+    c = job.calibration
+    options = ["-v", variant, "--calibration", str(c.text), "--windows", str(c.windows), "--window", str(c.window), "--no-evaluate"]
+    command = [sys.executable, "-m", "hubquant", "quantize", str(job.model), "-o", str(out), *options]
+    step = job.run(variant, command)
+    made = next(path for path in sorted(out.iterdir()) if path.is_dir())
+    return Made(_artifact(made), out, (step,), shlex.join(["hubquant", "quantize", job.model.name, "-o", "out", "-v", variant]))
+
+
+# In the order of what they cost, so that a table grows quickly
+TOOLS: dict[str, Tool] = {
+    "llama.cpp": Tool("llamacpp", GGUF, llama_cpp),
+    "auto-round RTN": Tool("autoround", (*PACKED, "gguf-q4_k_m"), driven("run_autoround.py", iterations=0)),
+    "auto-round AWQ": Tool("autoround", ("awq-int4-g128",), driven("run_autoround.py", "awq")),
+    "GPTQModel": Tool("gptqmodel", PACKED, driven("run_gptqmodel.py")),
+    "llm-compressor": Tool("llmcompressor", PACKED, driven("run_llmcompressor.py")),
+    "auto-round": Tool("autoround", (*PACKED, "gguf-q4_k_m"), driven("run_autoround.py"), "{iterations} iterations"),
+    environments.HUBQUANT: Tool(environments.HUBQUANT, (*PACKED, *GGUF), hubquant),
+}
+
+
+def _artifact(out: Path) -> Path:
+    """The GGUF file in a tool's output folder, or the folder below it that holds a model. Raises Failed if there is neither."""
+    files = [p for p in sorted(out.rglob("*.gguf")) if not p.name.startswith(("imatrix", "mmproj"))]
+    folders = sorted({p.parent for p in out.rglob("*.safetensors")})
+    if not files and not folders:
+        raise Failed(f"nothing was written to {out.name}")
+    return (files or folders)[0]
+
+
+def _last_words(log: Path) -> str:
+    """The last line of the log that names an error, or its last line, without folders of this machine."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] or ["no output"]
+    said = next((line for line in reversed(lines) if re.match(r"[\w.]*Error\b", line)), lines[-1])
+    return re.sub(r"(?<!\w)(?:/[\w.+-]+)+/", "…/", said)[:SAID]
