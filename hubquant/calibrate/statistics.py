@@ -1,8 +1,12 @@
 """The three sums of one layer input: hessian Σ xᵀx, abs_sum Σ|x|, n_tokens. Every solver and every yardstick comes from them."""
 
+from functools import cached_property
+
 import torch
 from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
+
+from hubquant.quantize.feedback import Factor, has_blocks
 
 # Below one token to eight channels, sums of calibration tokens mislead: measured on held-out tokens of two models (inputs of up and
 # down, widths 256 to 768), GPTQ's output error is 0.5 to 0.8 of plain rounding's at 1/8, but up to 1.6 times that at 1/16 and up
@@ -58,6 +62,16 @@ class InputStatistics:
     def importance(self) -> Tensor:
         """[in]: mean x² per input channel; llama.cpp's importance matrix (in_sum2 / counts)."""
         return self.hessian.diagonal() / max(self.n_tokens, 1)
+
+    @cached_property
+    def factor(self) -> Factor | None:
+        """For error feedback in GGUF's block types, worked out once for all that read the input and all variants.
+
+        None where there is nothing to go by: starved, dead, or of a width that no block divides. To be asked for when the last
+        token was added.
+        """
+        usable = not self.starved and has_blocks(self.abs_sum.numel()) and bool(self.hessian.any())
+        return Factor(self.hessian) if usable else None
 
     def scaled(self, s: Tensor) -> "InputStatistics":
         """The statistics of x / s, for weights that were multiplied by s [in] (AWQ's fold)."""

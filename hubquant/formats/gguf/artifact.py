@@ -76,7 +76,7 @@ class GgufArtifactWriter:
     def _add(self, name: str, weight: Tensor, statistics: InputStatistics) -> TensorRecord:
         """Of a starved input the importance is not used, but by the types that cannot do without one."""
         if not statistics.starved:
-            return self.writer.add(name, weight, statistics.importance, statistics.output_error)
+            return self.writer.add(name, weight, statistics.importance, statistics.output_error, statistics.factor)
         kinds = (self.writer.type_of(name) or "").split("+")
         equal = torch.ones_like(statistics.abs_sum) if NEEDS_IMPORTANCE.intersection(kinds) else None
         record = self.writer.add(name, weight, equal)

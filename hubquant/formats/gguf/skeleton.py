@@ -22,6 +22,7 @@ from hubquant.formats.gguf.metadata import Typed, Value, quantization
 from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tensornames import TensorNames
 from hubquant.model.layer import Layer
+from hubquant.quantize.feedback import Factor, encode_with_feedback
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
 
@@ -128,6 +129,7 @@ class SkeletonWriter:
         folder.mkdir(parents=True, exist_ok=True)
         plans = {tensor: TensorPlan(self._types[tensor], shape) for tensor, shape in skeleton.shapes.items()}
         values = skeleton.values({**(replaced or {}), **made})
+        self._written: set[tuple[str, int]] = set()
         self._file = GgufFile(folder / f"{name}-{variant.mixture}.gguf", skeleton.architecture, values, plans, max_bytes)
 
     def add_outside(self, name: str, tensor: Tensor) -> None:
@@ -141,6 +143,18 @@ class SkeletonWriter:
             for stored, matrices, of in self._matrices(layer.prefix + name) if statistics is not None else ():
                 assert statistics is not None
                 self.imatrix.add(stored, statistics.hessian.diagonal(), statistics.n_tokens, matrices, of)
+                if statistics.factor is not None:
+                    self._write_with_feedback(stored, matrices, statistics.factor)
+
+    def _write_with_feedback(self, name: str, matrices: range, factor: Factor) -> None:
+        """A matrix that several linears make up, as q, k and v may, is written with the first of them."""
+        shape, kind = self.skeleton.shapes[name], self._types[name]
+        stacked = len(shape) > 2
+        for start in matrices if stacked else range(1):
+            if (name, start) not in self._written and shape[-1] == len(factor.order):
+                values = self.skeleton.header.tensor(name, start, 1 if stacked else shape[0]).flatten(0, -2)
+                self._file.write(name, start, encode_with_feedback(values, kind, factor))
+                self._written.add((name, start))
 
     def finish(self) -> Artifact:
         records = tuple(self._write(name) for name in self.skeleton.shapes)
@@ -169,8 +183,10 @@ class SkeletonWriter:
             importance = self._importance(name, shape)
         rows = max(1, ROWS_BYTES // (4 * prod(shape[1:])))
         step = 1 if len(shape) > 2 else rows
+        whole = len(shape) == 2 and (name, 0) in self._written
+        starts = range(0 if whole else shape[0] if len(shape) > 1 else 1)[::step]
         try:
-            for start in range(0, shape[0] if len(shape) > 1 else 1, step):
+            for start in (s for s in starts if (name, s) not in self._written):
                 self._file.write(name, start, self._encoded(name, start, step, importance))
         except BadModel as error:
             raise BadModel(f"tensor {name}: {error}") from None

@@ -19,6 +19,7 @@ from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance, Value, general
 from hubquant.formats.gguf.mixtures import Chosen, Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
+from hubquant.quantize.feedback import Factor, encode_with_feedback
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, decode, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
 
@@ -102,11 +103,13 @@ class GgufWriter:
         weight: Tensor,
         importance: Tensor | None = None,
         measure: Callable[[Tensor, Tensor], float] | None = None,
+        factor: Factor | None = None,
     ) -> TensorRecord:
         """Encodes and writes one tensor that type_of knows.
 
         `importance` [in]: mean squared input of each column, or [experts, in] for a stack of experts. `measure(weight,
         stored)`, given the float32 tensors before and after, both in Hugging Face order, returns the record's output_error.
+        With the input's `factor` each column makes up for the errors of those before it, and the importance is the factor's.
         """
         if tuple(weight.shape) != self._announced[hf_name]:
             raise BadModel(f"tensor {hf_name} has shape {tuple(weight.shape)}, announced was {self._announced[hf_name]}")
@@ -115,7 +118,10 @@ class GgufWriter:
             kind = self._types[slot.gguf_name]
             values = slot.values(weight, self._parameters)
             try:
-                data = _encoded(values, kind, importance if slot.place.reads_input else _equal(values, kind))
+                if factor is not None and slot.place.reads_input and values.shape[-1] == len(factor.order):
+                    data = encode_with_feedback(values.flatten(0, -2), kind, factor)
+                else:
+                    data = _encoded(values, kind, importance if slot.place.reads_input else _equal(values, kind))
             except BadModel as error:
                 raise BadModel(f"tensor {hf_name}: {error}") from None
             self._file.write(slot.gguf_name, slot.start, data)

@@ -1,0 +1,116 @@
+"""GPTQ's error feedback (Frantar et al. 2022, arXiv 2210.17323) in the block types of GGUF.
+
+Block by block of columns: the type's own encoder chooses the scales of what earlier blocks have left of the weights, under the
+importance of the columns; then the codes are chosen column by column, each making up for the errors before it; and what the block
+got wrong moves on to the blocks after it. Blocks, sub-blocks and columns are taken in the order of their importance. Of types
+without a grid of their own (IQ1 to IQ3, ternary ones, MXFP4) the encoder's codes stay, and the error moves on from block to block.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from hubquant_kernels.ggml_codebook import codebook, nearest_places
+from hubquant_kernels.ggml_grid import GRIDDED, BlockGrid, block_grid
+from hubquant_kernels.gptq_block import gptq_block
+from torch import Tensor
+
+from hubquant.quantize.ggml import decode, encode, ggml_type
+from hubquant.quantize.gptq import inverse_cholesky
+
+DAMP_RATIO = 0.02
+# columns between two updates of all that is left, and the sizes of sub-blocks, each a part of the one before
+BLOCKS = (256, 128, 64, 32)
+SUB_BLOCKS = (32, 16)
+# of the inverse of a scale that is zero, whatever the code
+TINY = 1e-30
+EXACT = ("F32", "F16", "BF16")
+
+
+class Factor:
+    """What error feedback needs of a hessian [in, in] = Σxᵀx, once for all matrices that read the input, whatever their types.
+
+    order: the columns by importance, blocks first, then sub-blocks inside blocks, then columns. U: upper, UᵀU = H⁻¹ in that order.
+    importance: the hessian's diagonal, in the order of the columns, as part of the largest. Needs a width that BLOCKS divide.
+    """
+
+    def __init__(self, hessian: Tensor, damp_ratio: float = DAMP_RATIO) -> None:
+        self.block = next(b for b in BLOCKS if hessian.shape[0] % b == 0)
+        self.order = nested_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
+        self.importance = hessian.diagonal() / hessian.diagonal().amax()
+        self.U = inverse_cholesky(hessian[self.order][:, self.order] / hessian.diagonal().amax(), damp_ratio)
+
+
+def has_blocks(width: int) -> bool:
+    """Whether columns of that number can be taken in blocks."""
+    return width % BLOCKS[-1] == 0
+
+
+def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor) -> Tensor:
+    """Weights [out, in], float → uint8 [out, row_bytes], with a small tr(ΔHΔᵀ) rather than a small Σ importance·error².
+
+    Raises what `encode` raises.
+    """
+    kind = ggml_type(type_name)
+    if type_name in EXACT:
+        return encode(weight, type_name)
+    size, U = factor.block, factor.U
+    W = weight.float()[:, factor.order]
+    data = W.new_empty(W.shape[0], W.shape[1] // size, size // kind.block_size * kind.type_size, dtype=torch.uint8)
+    for start in range(0, W.shape[1], size):
+        end, place = start + size, int(factor.order[start]) // size
+        inside = factor.order[start:end] - place * size
+        U_block, left = U[start:end, start:end], W[:, start:end]
+        importance = factor.importance[place * size : (place + 1) * size]
+        found = encode(left[:, inside.argsort()].contiguous(), type_name, importance)
+        if type_name in GRIDDED:
+            grid = block_grid(found.view(-1, kind.type_size), type_name)
+            codes, Err = _choose_codes(left, U_block, grid, inside)
+            found = grid.recode(codes.view(-1, kind.block_size)).view_as(found)
+        else:
+            error = left - decode(found, type_name)[:, inside]
+            Err = torch.linalg.solve_triangular(U_block, error, upper=True, left=False)
+        data[:, place] = found
+        W[:, end:] -= Err @ U[start:end, end:]
+    return data.flatten(1)
+
+
+def _choose_codes(left: Tensor, U: Tensor, grid: BlockGrid, inside: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes [out, n] of the columns in the order of the row, and Err [out, n] in the order of `inside`, the columns of `left`."""
+    W, n = left.clone(), left.shape[1]
+    scale = grid.scale.view(W.shape[0], -1)
+    minimum = torch.zeros_like(scale) if grid.minimum is None else grid.minimum.view_as(scale)
+    step = torch.where(scale == 0, TINY, scale)
+    codes, Err = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)
+    for a in range(0, n, grid.size):
+        b, g = a + grid.size, int(inside[a]) // grid.size
+        own = (W[:, a:b] + minimum[:, g, None], U[a:b, a:b].contiguous(), step[:, g, None])
+        if grid.top is None:
+            found, Err[:, a:b] = _codebook_block(*own)
+        else:
+            zero = torch.full_like(own[2], grid.zero)
+            found, Err[:, a:b] = gptq_block(*own, zero, grid.top)
+        codes[:, inside[a:b]] = found
+        W[:, b:] -= Err[:, a:b] @ U[a:b, b:]
+    return codes, Err
+
+
+def _codebook_block(weight: Tensor, U: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`gptq_block` where the code names a value of IQ4's codebook."""
+    rest, values, step = weight.T.contiguous(), codebook(weight.device), scale[:, 0]
+    codes, Err = torch.empty_like(rest, dtype=torch.uint8), torch.empty_like(rest)
+    for i, w in enumerate(rest):
+        codes[i] = nearest_places(w / step)
+        Err[i] = (w - values[codes[i].long()] * step) / U[i, i]
+        rest[i + 1 :].addr_(U[i, i + 1 :], Err[i], alpha=-1)
+    return codes.T, Err.T
+
+
+def nested_order(importance: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Columns [in] by their largest importance: those of sizes[0] first, inside of them those of sizes[1], and so on."""
+    order = importance.argsort(descending=True, stable=True)
+    for size in reversed(sizes):
+        peaks = importance.view(-1, size).amax(dim=1)
+        groups = order // size
+        rank = peaks.argsort(descending=True, stable=True).argsort()
+        order = order[rank[groups].argsort(stable=True)]
+    return order
