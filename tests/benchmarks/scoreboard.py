@@ -41,7 +41,9 @@ def run(model: Path, options: argparse.Namespace) -> None:
         if not missing:
             continue
         environments.ensure(tool.environment)
-        job = Job(model, calibration, work / name.replace(" ", "-"), options.threads, options.iterations)
+        job = Job(
+            model, calibration, work / name.replace(" ", "-"), options.threads, options.iterations, tuple(missing), options.alone
+        )
         rows: dict[str, Row] = {}
         made: dict[str, Made] = {}
         for variant in missing:
@@ -130,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--max-tokens", type=int, default=16384, help="tokens of it that are used")
     p.add_argument("--threads", type=int, default=1, help="threads of every tool")
     p.add_argument("--iterations", type=int, default=200, help="auto-round's iterations per layer; its default is 200")
+    p.add_argument("--alone", action="store_true", help="hubquant makes one variant per run, not all in one pass")
     p.add_argument("--work", type=Path, default=ROOT / ".cache/scoreboard")
     p.add_argument("--keep", action="store_true", help="leave what the tools wrote")
     return p

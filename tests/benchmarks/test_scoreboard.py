@@ -29,7 +29,7 @@ def test_a_row_is_made_measured_kept_and_not_made_twice(
     assert q4_0.evaluation.protocol.n_tokens == 2 * 511
     assert 0 < q4_0.evaluation.mean_kl < 0.1
     assert q4_0.peak_bytes > 1e8
-    assert not list((tmp_path / "work").rglob("*.gguf"))  # measured, so removed
+    assert not list((tmp_path / "work").rglob("*Q4_0.gguf"))  # measured, so removed
     printed = capsys.readouterr().out
     assert "hubquant, gguf-q4_0" in printed
     scoreboard.run(bundled, asked)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from peers.results import Results, Row, Step
-from peers.tables import full_table, goal_table, model_tables, order, scores
+from peers.tables import full_table, goal_table, model_tables, order, scores, speed
 
 from hubquant.artifact import Evaluation, Protocol
 
@@ -66,6 +66,15 @@ def test_tables_show_what_was_measured_and_what_was_not() -> None:
     ]
     assert bad[:5] == ["B", "`gguf-q4_0`", "—", "—", "not made"]
     assert goal_table(rows) == [["`gguf-q4_0`", "A, 20 iterations", "0.10000", "4.16", "—", "—", "—", "—"]]
+
+
+def test_time_is_compared_variant_by_variant_and_shared_steps_once() -> None:
+    shared, one_pass = Step("imatrix", 9.0, 8.0, 1, shared=True), Step("one pass for 2", 9.0, 6.0, 1, shared=True)
+    rows = [row("A", v, 0.1, steps=(shared, Step("quantize", 3.0, 2.0, 1))) for v in ("gguf-q4_0", "gguf-q8_0")]
+    rows += [row("B", "gguf-q4_0", 0.1, steps=(Step("slow", 99.0, 99.0, 1),)), row("A", "gguf-q2_k", 0.1, steps=(shared,))]
+    assert speed(rows) == ""
+    rows += [row("hubquant", v, 0.1, steps=(one_pass,)) for v in ("gguf-q4_0", "gguf-q8_0", "gguf-q6_k")]
+    assert speed(rows) == "CPU time for these 2 variants: hubquant 6 s, the fastest peer for each (A) 12 s: 0.50 of it."
 
 
 def test_results_are_kept_and_come_back(tmp_path: Path) -> None:

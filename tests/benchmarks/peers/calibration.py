@@ -59,7 +59,8 @@ def excerpt(tokenizer: Any, text: str, windows: int, window: int) -> str:
     joined = "".join(text[s : s + n] for s, n in zip(starts, lengths, strict=True))
     ends = [end for _, end in tokenizer(joined, return_offsets_mapping=True)["offset_mapping"]]
     for end in sorted({*ends[wanted - 8 : wanted + 8]}, key=lambda end: abs(end - ends[wanted - 1])):
-        if len(tokenizer(joined[:end])["input_ids"]) == wanted:
+        # llama.cpp drops a line end at the end of a file
+        if not joined[:end].endswith("\n") and len(tokenizer(joined[:end])["input_ids"]) == wanted:
             return joined[:end]
     raise SystemExit(f"no excerpt of the calibration text has exactly {wanted} tokens; ask for other --windows")
 

@@ -98,11 +98,37 @@ def note(rows: list[Row]) -> str:
     calibration = evaluated.calibration
     versions = sorted({f"{row.tool} {row.version}" for row in rows})
     dates = sorted({row.date[:10] for row in rows})
+    period = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     return (
         f"{protocol_line(_evaluation(evaluated).protocol)}. Every tool in float32, {evaluated.threads} thread of a shared machine, "
         f"calibrated on the same {calibration['windows']} windows of {calibration['window']} tokens of {calibration['text']}. "
-        f"{', '.join(versions)}; {dates[0] if len(dates) == 1 else f'{dates[0]} to {dates[-1]}'}."
+        f"* includes what serves other variants too (a conversion, an "
+        f"importance matrix, one pass for all). {', '.join(versions)}; {period}."
     )
+
+
+def speed(rows: list[Row]) -> str:
+    """CPU time of hubquant's variants beside the fastest peer's for each, shared steps counted once; '' if there are none."""
+    ours = {row.variant: row for row in rows if row.tool == HUBQUANT and row.steps and not row.failed}
+    fastest = {}
+    for row in sorted(rows, key=lambda row: -row.cpu_seconds):
+        if row.tool != HUBQUANT and row.variant in ours and row.evaluation is not None:
+            fastest[row.variant] = row
+    if not fastest:
+        return ""
+    mine, theirs = _cpu_seconds([ours[v] for v in fastest]), _cpu_seconds(list(fastest.values()))
+    tools = ", ".join(sorted({row.tool for row in fastest.values()}))
+    return (
+        f"CPU time for these {len(fastest)} variants: hubquant {mine:.0f} s, the fastest peer for each ({tools}) "
+        f"{theirs:.0f} s: {mine / theirs:.2f} of it."
+    )
+
+
+def _cpu_seconds(rows: list[Row]) -> float:
+    """Of all the rows' steps; one that several rows of a tool share counts once."""
+    shared = {(row.tool, step) for row in rows for step in row.steps if step.shared}
+    own = sum(step.cpu_seconds for row in rows for step in row.steps if not step.shared)
+    return own + sum(step.cpu_seconds for _, step in shared)
 
 
 def model_tables(results: Results, table: Callable[[list[str], list[list[str]]], str]) -> str:
@@ -114,6 +140,7 @@ def model_tables(results: Results, table: Callable[[list[str], list[list[str]]],
         "<details><summary>Every row</summary>",
         table(list(HEADINGS), full_table(rows)),
         "</details>",
+        *filter(None, [speed(rows)]),
         *(f"Not made: {failure}." for failure in failures(rows)),
         note(rows),
     ]

@@ -3,15 +3,17 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hubquant import recipe
+from hubquant.artifact import Report
+from hubquant.errors import UsageError
 from peers import environments
 from peers.calibration import Calibration
 from peers.results import Step
@@ -31,13 +33,16 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One model for one tool: where it works, on what it calibrates, with how many threads."""
+    """One model for one tool: where it works, on what it calibrates, with how many threads; all the variants that are wanted of it
+    (`batch`), which a tool may make together unless each is to be made `alone`."""
 
     model: Path
     calibration: Calibration
     folder: Path
     threads: int
     iterations: int
+    batch: tuple[str, ...] = ()
+    alone: bool = False
     nice: int = 10
 
     def run(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> Step:
@@ -60,7 +65,7 @@ class Job:
         kept = made.with_name(made.name + ".step.json")
         if not (made.exists() and kept.exists()):
             step = self.run(name, command)
-            kept.write_text(json.dumps(step.__dict__))
+            kept.write_text(json.dumps(asdict(step)))
         return replace(Step(**json.loads(kept.read_text())), shared=True)
 
 
@@ -156,25 +161,43 @@ def check_tokens(job: Job, base: Path) -> None:
 
 
 def hubquant(job: Job, variant: str) -> Made:
-    """The command line, one variant per run, as somebody who wants that one would call it."""
-    out = job.folder / variant
-    shutil.rmtree(out, ignore_errors=True)
+    """The command line. One run makes all the variants of the batch, as its design is, or, with `alone`, this one."""
+    made = (variant,) if job.alone else tuple(v for v in job.batch if _known(v))
+    if not _known(variant):
+        raise Failed(f"hubquant has no variant {variant}")
+    out = job.folder / (variant if job.alone else "pass")
+    kept = job.folder / f"{out.name}.step.json"
     c = job.calibration
-    options = ["-v", variant, "--calibration", str(c.text), "--windows", str(c.windows), "--window", str(c.window), "--no-evaluate"]
-    command = [sys.executable, "-m", "hubquant", "quantize", str(job.model), "-o", str(out), *options]
-    step = job.run(variant, command)
-    made = next(path for path in sorted(out.iterdir()) if path.is_dir())
-    return Made(_artifact(made), out, (step,), shlex.join(["hubquant", "quantize", job.model.name, "-o", "out", "-v", variant]))
+    options = ["--calibration", str(c.text), "--windows", str(c.windows), "--window", str(c.window), "--no-evaluate"]
+    options += [word for v in made for word in ("-v", v)]
+    if variant == made[0]:
+        shutil.rmtree(out, ignore_errors=True)
+        step = job.run(out.name, [sys.executable, "-m", "hubquant", "quantize", str(job.model), "-o", str(out), *options])
+        kept.write_text(json.dumps(asdict(replace(step, name=f"one pass for {len(made)}", shared=len(made) > 1))))
+    if not kept.exists():
+        raise Failed(_last_words(job.folder / f"{out.name}.log"))
+    found = next((a for a in Report.read(out).artifacts if a.variant == variant), None)
+    if found is None:
+        raise Failed("; ".join(note for note in Report.read(out).notes if note.startswith(variant)) or "it was given up")
+    path = out / found.folder / (found.main_file if variant.startswith("gguf-") else "")
+    return Made(path, path, (Step(**json.loads(kept.read_text())),), f"hubquant quantize {job.model.name} -o out -v {variant}")
+
+
+def _known(name: str) -> bool:
+    try:
+        return bool(recipe.variant(name))
+    except UsageError:
+        return False
 
 
 # In the order of what they cost, so that a table grows quickly
 TOOLS: dict[str, Tool] = {
     "llama.cpp": Tool("llamacpp", GGUF, llama_cpp),
-    "auto-round RTN": Tool("autoround", (*PACKED, "gguf-q4_k_m"), driven("run_autoround.py", iterations=0)),
+    "auto-round RTN": Tool("autoround", PACKED, driven("run_autoround.py", iterations=0)),
     "auto-round AWQ": Tool("autoround", ("awq-int4-g128",), driven("run_autoround.py", "awq")),
     "GPTQModel": Tool("gptqmodel", PACKED, driven("run_gptqmodel.py")),
     "llm-compressor": Tool("llmcompressor", PACKED, driven("run_llmcompressor.py")),
-    "auto-round": Tool("autoround", (*PACKED, "gguf-q4_k_m"), driven("run_autoround.py"), "{iterations} iterations"),
+    "auto-round": Tool("autoround", PACKED, driven("run_autoround.py"), "{iterations} iterations"),
     environments.HUBQUANT: Tool(environments.HUBQUANT, (*PACKED, *GGUF), hubquant),
 }
 
