@@ -10,7 +10,6 @@ in the folder that HUBQUANT_PEERS names; what the tools write goes to --work and
 
 import argparse
 import datetime
-import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from peers import artifacts, environments, tables
 from peers.calibration import prepare
 from peers.knownbase import KnownBase
 from peers.results import Results, Row, models
-from peers.tools import TOOLS, Failed, Job, Made, Tool
+from peers.tools import TOOLS, Failed, Job, Made, Tool, remove
 
 from hubquant.base import OpenBase, open_base
 from hubquant.errors import HubquantError
@@ -41,19 +40,24 @@ def run(model: Path, options: argparse.Namespace) -> None:
         if not missing:
             continue
         environments.ensure(tool.environment)
-        job = Job(
-            model, calibration, work / name.replace(" ", "-"), options.threads, options.iterations, tuple(missing), options.alone
-        )
-        rows: dict[str, Row] = {}
-        made: dict[str, Made] = {}
-        for variant in missing:
-            rows[variant], found = attempt(name, tool, job, variant)
-            made |= {} if found is None else {variant: found}
-        for variant, row in measured(model, rows, made, options).items():
-            results.keep(row)
-            if not options.keep and variant in made:
-                remove(made[variant].wrote)
+        folder = work / name.replace(" ", "-")
+        job = Job(model, calibration, folder, options.threads, options.iterations, tuple(missing), options.alone, options.again)
+        for batch in [missing] if tool.together else [[variant] for variant in missing]:
+            make_and_measure(name, tool, job, batch, options)
         show(results)
+
+
+def make_and_measure(name: str, tool: Tool, job: Job, variants: list[str], options: argparse.Namespace) -> None:
+    """Keep a row for each of these variants."""
+    rows: dict[str, Row] = {}
+    made: dict[str, Made] = {}
+    for variant in variants:
+        rows[variant], found = attempt(name, tool, job, variant)
+        made |= {} if found is None else {variant: found}
+    for variant, row in measured(job.model, rows, made, options).items():
+        Results(job.model.name).keep(row)
+        if not options.keep and variant in made:
+            remove(made[variant].wrote)
 
 
 def attempt(name: str, tool: Tool, job: Job, variant: str) -> tuple[Row, Made | None]:
@@ -97,13 +101,6 @@ def measured(model: Path, rows: dict[str, Row], made: Mapping[str, Made], option
         for evaluation in compare(base, decoders, scored, lambda done, total: None):
             rows[evaluation.variant] = replace(rows[evaluation.variant], evaluation=evaluation)
     return rows
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()
 
 
 def show(results: Results) -> None:

@@ -63,9 +63,13 @@ def test_threads_are_told_to_the_tool(job: Job) -> None:
 def test_a_shared_step_runs_once_and_keeps_its_figures(job: Job) -> None:
     made = job.folder / "made"
     code = f"import pathlib; p = pathlib.Path({str(made)!r}); p.write_text(p.read_text() + 'x' if p.exists() else 'x')"
-    first, second = (job.once("convert", made, [sys.executable, "-c", code]) for _ in range(2))
+    command = [sys.executable, "-c", code]
+    first, second = (job.once("convert", made, command) for _ in range(2))
     assert first == second
     assert first.shared
+    assert made.read_text() == "x"
+    made.write_text("of a run that was stopped")
+    job.once("convert", made, command, told="other settings")
     assert made.read_text() == "x"
 
 

@@ -34,8 +34,8 @@ def prepare(model: Path, source: str, windows: int, window: int, folder: Path) -
     cut = excerpt(tokenizer, read_text(source), windows, window)
     found = tokenizer(cut)["input_ids"]
     folder.mkdir(parents=True, exist_ok=True)
-    _write(text, cut)
-    _write(ids, json.dumps([found[i * window : (i + 1) * window] for i in range(windows)]))
+    write(text, cut)
+    write(ids, json.dumps([found[i * window : (i + 1) * window] for i in range(windows)]))
     about = {
         "text": text_name(source),
         "text_sha256": text_sha256(source),
@@ -76,7 +76,7 @@ def _fitting(tokenizer: Any, text: str, starts: list[int], size: int, window: in
     return lengths
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".part")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)

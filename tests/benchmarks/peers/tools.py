@@ -15,7 +15,7 @@ from hubquant import recipe
 from hubquant.artifact import Report
 from hubquant.errors import UsageError
 from peers import environments
-from peers.calibration import Calibration
+from peers.calibration import Calibration, write
 from peers.results import Step
 
 HERE = Path(__file__).parent
@@ -43,6 +43,7 @@ class Job:
     iterations: int
     batch: tuple[str, ...] = ()
     alone: bool = False
+    again: bool = False
     nice: int = 10
 
     def run(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> Step:
@@ -60,13 +61,19 @@ class Job:
             raise Failed(_last_words(log))
         return Step(name, **used)
 
-    def once(self, name: str, made: Path, command: list[str]) -> Step:
-        """A step that serves every variant: run unless `made` is there, its figures kept beside it."""
+    def once(self, name: str, made: Path, command: list[str], shared: bool = True, told: str = "") -> Step:
+        """A step that is run unless what it makes is there, made by the same command from the same tokens: one that serves every
+        variant, or one whose file was made and not measured before a run was stopped. `told`: what the command reads in a file."""
         kept = made.with_name(made.name + ".step.json")
-        if not (made.exists() and kept.exists()):
-            step = self.run(name, command)
-            kept.write_text(json.dumps(asdict(step)))
-        return replace(Step(**json.loads(kept.read_text())), shared=True)
+        asked = [*command, told, self.calibration.about.get("excerpt_sha256", "")]
+        if made.exists() and kept.exists() and not (self.again and not shared):
+            found = json.loads(kept.read_text())
+            if found.pop("asked") == asked:
+                return Step(**found)
+        remove(made)
+        step = replace(self.run(name, command), shared=shared)
+        write(kept, json.dumps(asdict(step) | {"asked": asked}))
+        return step
 
 
 @dataclass(frozen=True)
@@ -85,6 +92,7 @@ class Tool:
     variants: tuple[str, ...]
     make: Callable[[Job, str], Made]
     settings: str = ""
+    together: bool = False  # its variants are cheap to make or made at once: they are measured in one go
 
 
 def plan(variant: str) -> dict[str, Any]:
@@ -102,16 +110,15 @@ def driven(script: str, algorithm: str = "", iterations: int | None = None) -> C
 
     def make(job: Job, variant: str) -> Made:
         out = job.folder / variant
-        shutil.rmtree(out, ignore_errors=True)
         steps = job.iterations if iterations is None else iterations
         asked = {**plan(variant), "algorithm": algorithm, "iterations": steps}
         asked |= {"model": str(job.model), "ids": str(job.calibration.ids), "out": str(out)}
         told = job.folder / f"{variant}.job.json"
         job.folder.mkdir(parents=True, exist_ok=True)
-        told.write_text(json.dumps(asked, indent=1))
+        write(told, json.dumps(asked, indent=1))
         environment = script.removeprefix("run_").removesuffix(".py")
         command = [str(environments.python(environment)), str(HERE / "drivers" / script), str(told)]
-        step = job.run(variant, command)
+        step = job.once(variant, out, command, shared=False, told=told.read_text())
         return Made(_artifact(out), out, (step,), f"peers/drivers/{script} {json.dumps(plan(variant))}")
 
     return make
@@ -171,9 +178,10 @@ def hubquant(job: Job, variant: str) -> Made:
     options = ["--calibration", str(c.text), "--windows", str(c.windows), "--window", str(c.window), "--no-evaluate"]
     options += [word for v in made for word in ("-v", v)]
     if variant == made[0]:
-        shutil.rmtree(out, ignore_errors=True)
+        remove(out)
+        remove(kept)
         step = job.run(out.name, [sys.executable, "-m", "hubquant", "quantize", str(job.model), "-o", str(out), *options])
-        kept.write_text(json.dumps(asdict(replace(step, name=f"one pass for {len(made)}", shared=len(made) > 1))))
+        write(kept, json.dumps(asdict(replace(step, name=f"one pass for {len(made)}", shared=len(made) > 1))))
     if not kept.exists():
         raise Failed(_last_words(job.folder / f"{out.name}.log"))
     found = next((a for a in Report.read(out).artifacts if a.variant == variant), None)
@@ -192,14 +200,22 @@ def _known(name: str) -> bool:
 
 # In the order of what they cost, so that a table grows quickly
 TOOLS: dict[str, Tool] = {
-    "llama.cpp": Tool("llamacpp", GGUF, llama_cpp),
+    "llama.cpp": Tool("llamacpp", GGUF, llama_cpp, together=True),
     "auto-round RTN": Tool("autoround", PACKED, driven("run_autoround.py", iterations=0)),
     "auto-round AWQ": Tool("autoround", ("awq-int4-g128",), driven("run_autoround.py", "awq")),
     "GPTQModel": Tool("gptqmodel", PACKED, driven("run_gptqmodel.py")),
     "llm-compressor": Tool("llmcompressor", PACKED, driven("run_llmcompressor.py")),
     "auto-round": Tool("autoround", PACKED, driven("run_autoround.py"), "{iterations} iterations"),
-    environments.HUBQUANT: Tool(environments.HUBQUANT, (*PACKED, *GGUF), hubquant),
+    environments.HUBQUANT: Tool(environments.HUBQUANT, (*PACKED, *GGUF), hubquant, together=True),
 }
+
+
+def remove(path: Path) -> None:
+    """A file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _artifact(out: Path) -> Path:
