@@ -58,6 +58,7 @@ def quantize(
         Path | None, typer.Option(help="An importance matrix of llama.cpp, for a GGUF file as MODEL, instead of calibrating.")
     ] = None,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure what was made.")] = True,
+    anyway: Annotated[bool, typer.Option("--anyway", help="Begin even if memory or disk will not be enough.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make every variant of MODEL in one pass over its layers, and measure each from its bytes."""
@@ -77,10 +78,35 @@ def quantize(
         raise UsageError("--imatrix goes with a GGUF file as MODEL; a folder is calibrated in the pass itself")
     folder, base = _model(model) if base_file is None else (Path(model), _read(Base, base_file))
     with console.bars() as progress:
-        report = pipeline.quantize(folder, out, with_texts(recipe), base, progress, imatrix=imatrix)
+        report = pipeline.quantize(folder, out, with_texts(recipe), base, progress, imatrix=imatrix, anyway=anyway)
         if evaluation:
             report = pipeline.evaluate(out, folder, progress)
     _show(report, as_json)
+
+
+@app.command()
+def plan(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the output would go: its disk is looked at.")] = Path(),
+    variants: Variants = None,
+    windows: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = Calibration().windows,
+    window: Annotated[int, typer.Option(help="Tokens per calibration window.", min=2)] = Calibration().window,
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings of the bot, for its policy's answer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What `quantize` would make of MODEL and need for it: sizes, memory, disk, time, and with --config the policy's answer."""
+    from hubquant.plan import plan as planned
+
+    settings = None if config is None else Settings.read(config)
+    recipe = Recipe() if settings is None else settings.recipe
+    calibration = recipe.calibration.model_copy(update={"windows": windows, "window": window})
+    recipe = recipe.model_copy(update={"variants": tuple(variants or recipe.variants), "calibration": calibration})
+    found = planned(model, Recipe.model_validate(recipe.model_dump()), out, settings)
+    if as_json:
+        _print_json(found)
+        return
+    for part in console.plan_tables(found):
+        console.people().print(part)
 
 
 @app.command()

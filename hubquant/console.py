@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -11,6 +12,9 @@ from rich.table import Table
 
 from hubquant.artifact import Evaluation, Protocol, Report
 from hubquant.progress import Progress
+
+if TYPE_CHECKING:  # it imports torch
+    from hubquant.plan import Plan
 
 STAGES = {"quantize": "one pass over the layers", "evaluate": "measuring base and variants"}
 
@@ -64,6 +68,23 @@ def report_tables(report: Report) -> Iterator[Table | str]:
         yield f"note: {len(kept)} tensors deviate from their variant's rule, for example {kept[0].name}: {kept[0].note}"
     yield from (f"stopped by the gate: {v.variant}: {v.reason}" for v in report.verdicts if not v.passed)
     yield f"{report.calibration_tokens:,} calibration tokens, {report.seconds:.0f} s, peak memory {size(report.peak_memory_bytes)}"
+
+
+def plan_tables(plan: "Plan") -> Iterator[Table | str]:
+    """A plan for people: a table of the variants, then what they need and what there is."""
+    table = Table(title=f"{plan.model}, {plan.parameters / 1e6:,.1f} M parameters")
+    table.add_column("variant")
+    table.add_column("size", justify="right")
+    table.add_column("repo")
+    for each in plan.variants:
+        table.add_row(each.variant, "–" if each.declined else size(each.size_bytes), each.declined or each.repo_id or "–")
+    yield table
+    needs, available = plan.needs, plan.memory_available
+    yield f"memory {size(needs.memory_bytes)}" + ("" if available is None else f" of {size(available)} available")
+    yield f"disk {size(needs.disk_bytes)} of {size(plan.disk_free)} free; {size(needs.output_bytes)} stay"
+    yield f"time about {max(1, round(needs.seconds / 60))} min for the pass, measuring not counted"
+    if plan.policy:
+        yield f"policy: {plan.policy}"
 
 
 def _table(report: Report, protocol: Protocol | None) -> Table:

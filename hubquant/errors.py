@@ -5,7 +5,9 @@ HubquantError                exit code 1: one sentence for the user
 ├── BadModel                 the base cannot be quantized: pickle only, unknown architecture, damaged or missing files
 │   └── UnknownFamily        a GGUF file of an architecture that hubquant cannot read back
 ├── DiskFull                 not enough space where a step must write
+├── MemoryShort              not enough memory for what was asked, predicted before it begins
 ├── WorkerBusy               another worker has this state folder
+├── FolderBusy               another process is at work in this output folder
 ├── HubError                 the Hub refused or did not answer
 │   ├── HubUnavailable       after all retries: 429, 5xx, network; trying later may help
 │   ├── NotAuthorized        no token, a read-only token, or no right to this namespace
@@ -35,7 +37,15 @@ class DiskFull(HubquantError):
     pass
 
 
+class MemoryShort(HubquantError):
+    pass
+
+
 class WorkerBusy(HubquantError):
+    pass
+
+
+class FolderBusy(HubquantError):
     pass
 
 

@@ -5,25 +5,23 @@ hand tensors and sums to every variant's writer, keep the output as the next lay
 experts that their sums would not fit together is taken in parts, with a forward for each.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from hubquant.artifact import Artifact
+from hubquant.bookmark import Bookmark
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
+from hubquant.model.hidden import Hidden, HiddenFile
 from hubquant.model.layer import Layer
-from hubquant.model.topology import LayerInput, Structure, find_inputs, structure
-
-# The sums of a layer's experts that are held at a time; what is no expert, and one expert, are always held whole.
-STATISTICS_BYTES = 4 * 2**30
-# How many experts have a say in the scale of what all of them read: each more costs a search.
-MAX_FOLLOWING = 8
+from hubquant.model.topology import LayerInput, find_inputs, structure
+from hubquant.parts import following, parts
 
 
 @torch.no_grad()
@@ -32,114 +30,123 @@ def one_pass(
     windows: Tensor,
     writers: Sequence[ArtifactWriter],
     progress: Callable[[int, int], None],
+    bookmark: Bookmark,
     all_experts: bool = False,
-) -> tuple[list[Artifact], int, list[str]]:
-    """Make all variants of `decoder` from calibration tokens `windows` [n, window].
+) -> list[Artifact]:
+    """Make all variants of `decoder` from calibration tokens `windows` [n, window]; returns the artifacts in the writers' order.
 
-    Returns the artifacts in the writers' order, how many token rows were dropped because they were not finite, and why which
-    variants were given up. `progress` is called with (layers done, layers). `all_experts`: every expert is shown every token.
-    Raises BadModel if no variant is left.
+    It goes on where `bookmark` stands, which knows in the end how many token rows were dropped because they were not finite, and
+    why which variants were given up. `progress` is called with (layers done, layers). `all_experts`: every expert is shown every
+    token. Raises BadModel if no variant is left.
     """
-    left, notes = list(writers), list[str]()
-    for name in decoder.outside():
-        tensor = decoder.source.tensor(name).float()
-        for writer in left.copy():
-            with giving_up(writer, left, notes):
-                writer.add_outside(name, tensor)
-    hidden = decoder.embed(windows)
-    dropped = 0
+    at, left, n_layers = bookmark.standing, list(writers), len(decoder.layers)
+    progress(at.next_layer, n_layers)
+    if bookmark.begun:
+        for writer in left:
+            writer.restore(at.writers[writer.variant.name])
+    else:
+        _add_outside(decoder, left, bookmark)
+    if at.finished:
+        return finish(left, bookmark)
+    hidden = _embedded(decoder, windows, bookmark)
+    if not bookmark.begun:
+        bookmark.save(left, hidden)
     stored = decoder.shapes()
-    known: dict[Structure, list[LayerInput]] = {}
-    for index in range(len(decoder.layers)):
+    known = {structure(decoder.layers[first]): inputs for first, inputs in at.inputs.items()}
+    for index in range(at.next_layer, n_layers):
+        after = bookmark.hidden(index + 1, hidden.shape, hidden.dtype, decoder.device)
         with decoder.layer(index) as module:
             alike = structure(module)
             if alike not in known:
-                known[alike] = find_inputs(module, hidden[:1].clone(), decoder.call(index))
+                known[alike] = at.inputs[index] = find_inputs(module, hidden[:1], decoder.call(index))
             tensors = {n: t for n, t in module.state_dict().items() if decoder.prefix(index) + n in stored}
             lists = [n for n, m in module.named_modules() if isinstance(m, Experts)]
-            parts = list(_parts(tensors, known[alike], lists))
-            for part, (names, inputs) in enumerate(parts):
-                # the last part's forward makes the next layer's input; the sums of two parts are never held together
-                rows = hidden if part == len(parts) - 1 else hidden.clone()
-                statistics = observe(decoder, index, module, inputs, rows, all_experts)
+            for names, inputs in parts(tensors, known[alike], lists):
+                # each part has a forward of its own: the sums of two parts are never held together
+                statistics = observe(decoder, index, module, inputs, hidden, all_experts, after)
                 part_tensors = {n: tensors[n].float() for n in names}
-                layer = Layer(decoder.prefix(index), part_tensors, tuple(inputs), statistics, _following(tensors, known[alike]))
+                layer = Layer(decoder.prefix(index), part_tensors, tuple(inputs), statistics, following(tensors, known[alike]))
                 for writer in left.copy():
-                    with giving_up(writer, left, notes):
+                    with giving_up(writer, left, bookmark):
                         writer.add_layer(layer)
-                dropped += sum(s.dropped_rows for s in statistics.values())
+                at.dropped_rows += sum(s.dropped_rows for s in statistics.values())
                 del layer, statistics
-        progress(index + 1, len(decoder.layers))
-    return finished(left, notes), dropped, notes
+        at.next_layer, hidden = index + 1, after
+        bookmark.save(left, hidden)
+        progress(index + 1, n_layers)
+    return finish(left, bookmark)
 
 
-def finished(left: list[ArtifactWriter], notes: list[str]) -> list[Artifact]:
-    """The artifacts of those that can be finished."""
-    artifacts = []
-    for writer in left.copy():
-        with giving_up(writer, left, notes):
-            artifacts.append(writer.finish())
-    return artifacts
+def finish(writers: Sequence[ArtifactWriter], bookmark: Bookmark) -> list[Artifact]:
+    """The artifacts of those that can be finished, in the order of the writers, after those that were finished before a kill."""
+    left = list(writers)
+    for writer in writers:
+        with giving_up(writer, left, bookmark):
+            artifact = writer.finish()
+            left.remove(writer)
+            bookmark.standing.finished[writer.variant.name] = artifact
+            bookmark.save(left)
+            writer.discard()
+    return list(bookmark.standing.finished.values())
 
 
 @contextmanager
-def giving_up(writer: ArtifactWriter, left: list[ArtifactWriter], notes: list[str]) -> Iterator[None]:
-    """A BadModel raised inside takes the writer off the list and goes to `notes`. It is raised if none is left."""
+def giving_up(writer: ArtifactWriter, left: list[ArtifactWriter], bookmark: Bookmark) -> Iterator[None]:
+    """A BadModel raised inside takes the writer off the list, with a note in the bookmark. It is raised if no variant is left."""
     try:
         yield
     except BadModel as error:
         writer.discard()
         left.remove(writer)
-        notes.append(f"{writer.variant.name} not made: {error}")
-        if not left:
+        name = writer.variant.name
+        bookmark.standing.given_up[name] = f"{name} not made: {error}"
+        if not left and not bookmark.standing.finished:
             raise
 
 
-def _parts(
-    tensors: Mapping[str, Tensor], inputs: Sequence[LayerInput], lists: Sequence[str]
-) -> Iterator[tuple[list[str], list[LayerInput]]]:
-    """Names of tensors and the inputs of their linears, in parts: what is no expert with as many experts as STATISTICS_BYTES
-    allow, then the other experts likewise. `lists`: names of the lists of experts."""
-
-    def owner(name: str) -> str:
-        """The expert that a tensor or linear belongs to, or ""."""
-        path = next((p for p in lists if name.startswith(f"{p}.")), None)
-        return "" if path is None else f"{path}.{name.removeprefix(f'{path}.').partition('.')[0]}"
-
-    size = dict.fromkeys([*map(owner, tensors)], 0)
-    for read in inputs:
-        size[owner(read.name)] += 4 * tensors[f"{read.name}.weight"].shape[1] ** 2
-    size[""] = 0
-    parts: list[list[str]] = [[""]]
-    for expert in (o for o in size if o):
-        if parts[-1] != [""] and sum(size[o] for o in parts[-1]) + size[expert] > STATISTICS_BYTES:
-            parts.append([])
-        parts[-1].append(expert)
-    for part in parts:
-        yield [n for n in tensors if owner(n) in part], [i for i in inputs if owner(i.name) in part]
+def _add_outside(decoder: Decoder, left: list[ArtifactWriter], bookmark: Bookmark) -> None:
+    for name in decoder.outside():
+        tensor = decoder.source.tensor(name).float()
+        for writer in left.copy():
+            with giving_up(writer, left, bookmark):
+                writer.add_outside(name, tensor)
+        decoder.source.release()
 
 
-def _following(tensors: Mapping[str, Tensor], inputs: Sequence[LayerInput]) -> dict[str, tuple[Tensor, ...]]:
-    """The weights of some evenly chosen experts by the input whose scale they take."""
-    followers: dict[str, list[LayerInput]] = {}
-    for read in inputs:
-        if read.follows:
-            followers.setdefault(read.follows, []).append(read)
-    return {
-        name: tuple(tensors[f"{n}.weight"].float() for read in reads[:: -(-len(reads) // MAX_FOLLOWING)] for n in read.linears)
-        for name, reads in followers.items()
-    }
+def _embedded(decoder: Decoder, windows: Tensor, bookmark: Bookmark) -> HiddenFile:
+    """The hidden states where the bookmark stands. The model is run up to its first layer in any case: so it is noted how it
+    calls its layers."""
+    first: HiddenFile | None = None
+    taken = 0
+
+    def take(states: Tensor) -> None:
+        nonlocal first, taken
+        if first is None:
+            first = bookmark.hidden(0, (len(windows), *states.shape[1:]), states.dtype, decoder.device)
+        first[taken : taken + 1] = states
+        taken += 1
+
+    decoder.embed_each(windows, take)
+    assert first is not None
+    layer = bookmark.standing.next_layer
+    return bookmark.hidden(layer, first.shape, first.dtype, decoder.device) if layer else first
 
 
 def observe(
-    decoder: Decoder, index: int, module: nn.Module, inputs: Sequence[LayerInput], hidden: Tensor, all_experts: bool = False
+    decoder: Decoder,
+    index: int,
+    module: nn.Module,
+    inputs: Sequence[LayerInput],
+    hidden: Hidden,
+    all_experts: bool = False,
+    into: Hidden | None = None,
 ) -> dict[str, InputStatistics]:
-    """Run the layer over all windows, in place in `hidden`, and return the sums of each distinct input by its name.
+    """Run the layer over all windows, to `into` or over `hidden`, and return the sums of each distinct input by its name.
 
     `all_experts`: every expert is shown every token, for this run only: inputs are told apart by what the router sends.
     """
     widths = {i.name: module.get_parameter(f"{i.name}.weight").shape[1] for i in inputs}
-    statistics = {name: InputStatistics(width, hidden.device) for name, width in widths.items()}
+    statistics = {name: InputStatistics(width, decoder.device) for name, width in widths.items()}
     handles = [
         module.get_submodule(name).register_forward_pre_hook(lambda _module, args, s=sums: s.add(args[0]))
         for name, sums in statistics.items()
@@ -148,7 +155,7 @@ def observe(
     try:
         for experts in lists:
             experts.every_token = all_experts
-        decoder.run(index, module, hidden)
+        decoder.run(index, module, hidden, into)
     finally:
         for experts in lists:
             experts.every_token = False

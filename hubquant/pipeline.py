@@ -1,34 +1,38 @@
 """The straight line for one model on disk: one pass → read the bytes back and evaluate → gate. Publishing is the next line's."""
 
+import hashlib
+import json
 import platform
 import resource
-import shutil
 import time
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from hubquant import __version__
-from hubquant.artifact import Artifact, Base, Report
-from hubquant.base import OpenBase, is_gguf, open_base
+from hubquant import __version__, needs
+from hubquant.artifact import Artifact, Base, Report, file_sha256
+from hubquant.base import OpenBase, device, is_gguf, open_base
 from hubquant.calibrate.source import read_text
 from hubquant.calibrate.text import calibration_windows, tokenize
-from hubquant.errors import BadModel, DiskFull, UnknownFamily, UsageError
+from hubquant.errors import BadModel, UnknownFamily, UsageError
 from hubquant.evaluate.divergence import compare
 from hubquant.evaluate.gate import judge
 from hubquant.evaluate.perplexity import windows
 from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.reader import GgufSource
 from hubquant.formats.packed import PackedSource
+from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.checkpoint import TensorSource
-from hubquant.onepass import finished, one_pass
+from hubquant.model.decoder import Decoder
+from hubquant.onepass import finish, one_pass
+from hubquant.output import REPORT_FILE, alone_in, clear, disk_error, open_bookmark, write_report
 from hubquant.progress import Progress, into_file
 from hubquant.recipe import Recipe, variant
 from hubquant.writers import discard_converted, writers_of_folder, writers_of_gguf
 
-REPORT_FILE = "hubquant.json"
 VERSIONED = ("torch", "transformers", "safetensors", "gguf")
 
 
@@ -40,52 +44,64 @@ def quantize(
     progress: Progress,
     quantized_by: str = "",
     imatrix: Path | None = None,
+    anyway: bool = False,
 ) -> Report:
     """Make every variant of the recipe from the model, into `out`; writes and returns the report, not yet measured.
 
     `model`: a folder, or a GGUF file in 16 or 32 bit, for which `imatrix` may name an importance matrix. A variant that this
-    model cannot have is noted with the reason, and the others are made. Raises BadModel, DiskFull, UsageError.
+    model cannot have is noted with the reason, and the others are made. What a killed process left of the same pass is gone on
+    with. Raises BadModel, FolderBusy, UsageError, and before it begins, unless `anyway`, MemoryShort and DiskFull.
     """
     started = time.monotonic()
     given = None if imatrix is None else Imatrix.read(imatrix)
     opened, unopened = _opened(model)
     tokens = _calibration_tokens(opened, recipe) if opened is not None and given is None else None
-    tell = _prepare(out, progress)
     decoder = opened.decoder() if opened is not None else None
-    if is_gguf(model):
-        weights = opened.weights if opened is not None and given is None else None
-        pass_over = weights if isinstance(weights, GgufSource) else None
-        writers, notes = writers_of_gguf(model, pass_over, out, recipe, base, given)
-    else:
-        assert decoder is not None
+    if decoder is not None and not is_gguf(model):
         base = base.model_copy(update={"parameters": sum(prod(shape) for shape in decoder.shapes().values())})
-        writers, notes = writers_of_folder(decoder, model, out, recipe, base, quantized_by)
-    try:
-        if decoder is not None and tokens is not None:
-            every = recipe.calibration.all_experts
-            artifacts, dropped, given_up = one_pass(
-                decoder, tokens, writers, lambda done, total: tell("quantize", done, total), every
-            )
-            notes += given_up
-        else:
-            artifacts, dropped = finished(writers, notes), 0
-    except OSError as error:
-        raise _disk_error(error, out) from None
-    finally:
-        discard_converted(out)
-    report = Report(
-        hubquant_version=__version__,
-        versions={"python": platform.python_version(), **{name: version(name) for name in VERSIONED}},
-        base=base,
-        recipe=recipe,
-        artifacts=tuple(artifacts),
-        calibration_tokens=0 if tokens is None else tokens.numel(),
-        dropped_rows=dropped,
-        seconds=time.monotonic() - started,
-        peak_memory_bytes=_peak_memory(),
-        notes=(*unopened, *notes),
-    )
-    return _write(report, out)
+    with alone_in(out):
+        bookmark = open_bookmark(out, _key(base, recipe, quantized_by, imatrix))
+        if not bookmark.begun:
+            if opened is not None and tokens is not None and not anyway:
+                needs.check(needs.needs(needs.shape_of(opened.config), recipe), out)
+            clear(out, bookmark)
+        at, tell = bookmark.standing, into_file(out, progress)
+        tell("quantize", 0, 1)
+        started -= at.seconds
+        left = recipe.model_copy(update={"variants": tuple(n for n in recipe.variants if n not in {*at.finished, *at.given_up})})
+        writers, notes = _writers(model, opened, decoder, out, left, base, quantized_by, given)
+
+        def done(layers: int, total: int) -> None:
+            at.seconds = time.monotonic() - started
+            tell("quantize", layers, total)
+
+        try:
+            if decoder is not None and tokens is not None:
+                one_pass(decoder, tokens, writers, done, bookmark, recipe.calibration.all_experts)
+            else:
+                finish(writers, bookmark)
+        except OSError as error:
+            raise disk_error(error, out) from None
+        except BadModel:
+            bookmark.remove()
+            raise
+        finally:
+            discard_converted(out)
+        report = Report(
+            hubquant_version=__version__,
+            versions=_versions(),
+            base=base,
+            recipe=recipe,
+            artifacts=tuple(at.finished.values()),
+            calibration_tokens=0 if tokens is None else tokens.numel(),
+            dropped_rows=at.dropped_rows,
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=_peak_memory(),
+            notes=(*unopened, *notes, *at.given_up.values()),
+        )
+        write_report(report, out)
+        bookmark.remove()
+    return report
 
 
 def evaluate(out: Path, model: Path, progress: Progress, protocols: tuple[str, ...] = (), text: str = "") -> Report:
@@ -109,7 +125,7 @@ def evaluate(out: Path, model: Path, progress: Progress, protocols: tuple[str, .
     verdicts = [v for e in evaluations[: len(sources)] for v in judge(e, report.recipe.limits)]
     notes = tuple(dict.fromkeys((*report.notes, *unopened, *unread)))
     update = {"evaluations": tuple(evaluations), "verdicts": tuple(verdicts), "notes": notes}
-    return _write(report.model_copy(update=update), out)
+    return write_report(report.model_copy(update=update), out)
 
 
 def source(out: Path, artifact: Artifact) -> TensorSource:
@@ -158,29 +174,42 @@ def _calibration_tokens(opened: OpenBase, recipe: Recipe) -> Tensor:
     return calibration_windows(tokens, calibration.windows, calibration.window)
 
 
-def _prepare(out: Path, progress: Progress) -> Progress:
-    """An empty output folder; what an interrupted run left there is replaced. Raises UsageError for a folder of someone else's."""
-    if out.exists() and any(out.iterdir()) and not any((out / name).exists() for name in (REPORT_FILE, "progress.json")):
-        raise UsageError(f"{out} is not empty and was not made by hubquant; name another folder with -o")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    tell = into_file(out, progress)
-    tell("quantize", 0, 1)
-    return tell
+def _writers(
+    model: Path,
+    opened: OpenBase | None,
+    decoder: Decoder | None,
+    out: Path,
+    recipe: Recipe,
+    base: Base,
+    quantized_by: str,
+    given: Imatrix | None,
+) -> tuple[list[ArtifactWriter], list[str]]:
+    """Of the recipe's variants, and why those that have none are not made."""
+    if not recipe.variants:  # all were finished when the process was killed
+        return [], []
+    if not is_gguf(model):
+        assert decoder is not None
+        return writers_of_folder(decoder, model, out, recipe, base, quantized_by)
+    weights = opened.weights if opened is not None and given is None else None
+    return writers_of_gguf(model, weights if isinstance(weights, GgufSource) else None, out, recipe, base, given)
 
 
-def _write(report: Report, out: Path) -> Report:
-    partial = out / f"{REPORT_FILE}.part"
-    partial.write_text(report.model_dump_json(indent=2) + "\n")
-    partial.replace(out / REPORT_FILE)
-    return report
+def _key(base: Base, recipe: Recipe, quantized_by: str, imatrix: Path | None) -> str:
+    """The hash of everything that decides the bytes of a pass; sums of floats are those of a number of threads and a processor."""
+    parts = {
+        "base": base.model_dump(),
+        "recipe": recipe.sha256,
+        "quantized_by": quantized_by,
+        "imatrix": file_sha256(imatrix) if imatrix is not None else "",
+        "hubquant": __version__,
+        "versions": _versions(),
+        "device": [device().type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _disk_error(error: OSError, out: Path) -> Exception:
-    if error.errno == 28:  # ENOSPC
-        free = shutil.disk_usage(out.parent).free
-        return DiskFull(f"the disk of {out} is full ({free / 1e9:.1f} GB free); make room or name another folder with -o")
-    return error
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
 
 
 def _peak_memory() -> int:

@@ -199,7 +199,6 @@ class Work:
         if (report := self._report()) is not None:
             return report
         self._need_model()
-        shutil.rmtree(self.out, ignore_errors=True)
         recipe, base = self.folder / "recipe.json", self.folder / "base.json"
         recipe.write_text(self.job.recipe.canonical_json())
         base.write_text(self.job.base.model_dump_json())

@@ -1,7 +1,6 @@
 """GPTQ and AWQ folders, written and read: what differs between the two is in gptq.py and awq.py."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from hubquant import __version__
 from hubquant.artifact import Artifact, TensorRecord, file_sha256
 from hubquant.errors import BadModel
 from hubquant.formats import awq, gptq
-from hubquant.formats.shards import ShardWriter, write_json
+from hubquant.formats.shards import ShardWriter, copy_file, write_json
+from hubquant.formats.writer import State
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.layer import Layer
 from hubquant.model.topology import LayerInput
@@ -133,6 +133,15 @@ class PackedWriter:
             self._record(layer.prefix + name, error, statistics.shortage if statistics.starved else "")
         return names
 
+    def state(self) -> State:
+        """Between two layers, where no fold is carried over."""
+        return {"shards": self._shards.state(), "records": self._records, "kept": sorted(self.kept), "seconds": self._seconds}
+
+    def restore(self, state: State) -> None:
+        self._shards.restore(state["shards"])
+        self._records = [TensorRecord.model_validate(record) for record in state["records"]]
+        self.kept, self._seconds = set(state["kept"]), state["seconds"]
+
     def finish(self) -> Artifact:
         names = self._shards.finish()
         config = json.loads((self.base / "config.json").read_text())
@@ -143,7 +152,7 @@ class PackedWriter:
         write_json(self.folder / "config.json", config)
         for name in TOKENIZER_FILES:
             if (self.base / name).exists():
-                shutil.copyfile(self.base / name, self.folder / name)
+                copy_file(self.base / name, self.folder / name)
                 names.append(name)
         names.append("config.json")
         sizes = [(self.folder / n).stat().st_size for n in names if n.endswith(".safetensors")]
@@ -228,6 +237,9 @@ class PackedSource:
 
     def as_saved(self, name: str) -> bool:
         return name in self._stored
+
+    def release(self) -> None:
+        self._stored.release()
 
 
 class _AnyCheckpoint(Checkpoint):

@@ -3,7 +3,10 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,26 +24,37 @@ class ShardWriter:
     """Writes `model.safetensors`, or numbered shards and their index past `max_shard_bytes`, into `folder`.
 
     Nothing under a final name exists before `finish`; only one tensor is in memory at a time. Weights that an earlier run
-    left in the folder are removed first: a reader would follow their index.
+    left in the folder are removed with the first tensor: a reader would follow their index.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
         self.folder, self.max_shard_bytes = folder, max_shard_bytes
         folder.mkdir(parents=True, exist_ok=True)
-        for pattern in LEFTOVERS:
-            for leftover in folder.glob(pattern):
-                leftover.unlink()
         self._headers: list[dict[str, dict[str, object]]] = [{}]
         self._sizes = [0]
 
+    def state(self) -> dict[str, Any]:
+        """For `restore`; returns when the disk has every tensor so far."""
+        for number in range(len(self._sizes)):
+            with suppress(FileNotFoundError), self._spool(number).open("rb") as file:
+                os.fsync(file.fileno())
+        return {"headers": self._headers, "sizes": self._sizes}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after the tensors of that state; what came after them is overwritten."""
+        self._headers, self._sizes = state["headers"], state["sizes"]
+
     def add(self, name: str, tensor: Tensor) -> None:
         """Append one tensor. Opens the next shard when this one would grow past the limit."""
+        if not self._headers[0]:
+            self._clear()
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         if self._sizes[-1] and self._sizes[-1] + raw.nbytes > self.max_shard_bytes:
             self._headers.append({})
             self._sizes.append(0)
         start = self._sizes[-1]
-        with self._spool(len(self._sizes) - 1).open("ab") as file:
+        with self._spool(len(self._sizes) - 1).open("r+b" if start else "wb") as file:
+            file.seek(start)
             raw.tofile(file)
         self._sizes[-1] += raw.nbytes
         self._headers[-1][name] = {
@@ -50,11 +64,14 @@ class ShardWriter:
         }
 
     def finish(self) -> list[str]:
-        """Put the files in place and return their names."""
+        """Put the files in place and return their names. Repeated after a kill, it goes on with those that are not there yet."""
+        if not self._headers[0]:
+            self._clear()
         count = len(self._headers)
         names = ["model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
         for i, name in enumerate(names):
-            self._assemble(i, self.folder / name)
+            if self._sizes[i] == 0 or self._spool(i).exists():
+                self._assemble(i, self.folder / name)
         if count > 1:
             weight_map = {tensor: names[i] for i, header in enumerate(self._headers) for tensor in header}
             index = {"metadata": {"total_size": sum(self._sizes)}, "weight_map": dict(sorted(weight_map.items()))}
@@ -66,6 +83,11 @@ class ShardWriter:
         """Remove what was added so far."""
         for leftover in self.folder.glob("*.part"):
             leftover.unlink()
+
+    def _clear(self) -> None:
+        for pattern in LEFTOVERS:
+            for leftover in self.folder.glob(pattern):
+                leftover.unlink()
 
     def _spool(self, shard: int) -> Path:
         return self.folder / f"shard-{shard}.data.part"
@@ -79,14 +101,22 @@ class ShardWriter:
             target.write(len(header).to_bytes(8, "little") + header)
             with self._spool(shard).open("rb") as data:
                 shutil.copyfileobj(data, target, 1 << 22)
-            self._spool(shard).unlink()
+            target.truncate(8 + len(header) + self._sizes[shard])  # a killed run may have written more
             target.flush()
             os.fsync(target.fileno())
         partial.replace(path)
+        self._spool(shard).unlink()
 
 
 def write_json(path: Path, value: object) -> None:
     """Pretty JSON under a temporary name, then put in place."""
     partial = path.with_name(path.name + ".part")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """A copy under a temporary name, then put in place."""
+    partial = path.with_name(path.name + ".part")
+    shutil.copyfile(source, partial)
     partial.replace(path)

@@ -1,12 +1,15 @@
 """What the pass asks of a format: take each tensor once, in any order, and leave a finished folder."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from hubquant.artifact import Artifact
 from hubquant.model.layer import Layer
 from hubquant.recipe import Variant
+
+# What JSON holds, and tensors and records among it (hubquant.bookmark); it comes back as JSON and tensors.
+State = dict[str, Any]
 
 
 class ArtifactWriter(Protocol):
@@ -23,7 +26,14 @@ class ArtifactWriter(Protocol):
     def add_layer(self, layer: Layer) -> None:
         """Solve and store one decoder layer."""
 
-    def finish(self) -> Artifact: ...
+    def state(self) -> State:
+        """What another process needs to go on here; returns when the disk has what was written so far."""
+
+    def restore(self, state: State) -> None:
+        """Go on where a writer of the same arguments stood, on the files it left; what it wrote since then is overwritten."""
+
+    def finish(self) -> Artifact:
+        """May be repeated after a kill at any moment, until `discard`."""
 
     def discard(self) -> None:
-        """Remove what was written so far; nothing after `finish`."""
+        """Remove what is no part of a finished artifact."""

@@ -23,6 +23,9 @@ class TensorSource(Protocol):
         """Whether a linear's weight lies as transformers saves it, where that is not [out, in] (GPT-2)."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of the files' pages that were read. Tensors that are still in use stay as they are."""
+
 
 class Checkpoint:
     """The weights of a folder as `from_pretrained` finds them: `model.safetensors` or the shards of its index.
@@ -37,6 +40,7 @@ class Checkpoint:
         self.folder = folder
         self._shards: dict[str, Any] = {}
         self._shard_of: dict[str, str] = {}
+        self._read: set[str] = set()  # shards of which something was read since the last release
         for file in self._files():
             self._open(file)
         expected = self._index()
@@ -67,11 +71,17 @@ class Checkpoint:
             return torch.stack([self.entry(name, index) for index in range(self.shape(name)[0])])
         if name not in self._shard_of:
             raise BadModel(f"{self.folder}: no tensor {name} in the checkpoint; is it complete?")
+        self._read.add(self._shard_of[name])
         value: Tensor = self._shards[self._shard_of[name]].get_tensor(name)
         return self._finite(name, value)
 
     def as_saved(self, name: str) -> bool:
         return True
+
+    def release(self) -> None:
+        """The pages of a mapped file count as this process's memory until nothing maps them any more."""
+        while self._read:
+            self._open(self._read.pop())
 
     def entry(self, name: str, index: int) -> Tensor:
         """tensor(name)[index] without reading the rest: one expert of fused ones."""
@@ -90,6 +100,7 @@ class Checkpoint:
         return value
 
     def _slice(self, name: str) -> Any:
+        self._read.add(self._shard_of[name])
         return self._shards[self._shard_of[name]].get_slice(name)
 
     def _index(self) -> dict[str, str]:

@@ -4,10 +4,10 @@ The model is built from its config with every parameter on the meta device. A la
 windows, and emptied again; the code that runs is the model's own, so nothing about an architecture is repeated here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -19,8 +19,11 @@ from hubquant.model import mxfp4
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.conv1d import make_linears
 from hubquant.model.experts import NoMemoryForExperts, routers, take_apart
+from hubquant.model.hidden import Hidden
 from hubquant.model.naming import NamedSource, StoredNames
 from hubquant.model.relay import Call, Relays
+
+States = TypeVar("States", bound=Hidden)
 
 
 def read_config(folder: Path) -> PretrainedConfig:
@@ -106,23 +109,29 @@ class Decoder:
 
         `windows` are token ids [n_windows, window]. Raises BadModel for an id beyond the vocabulary.
         """
+        seen: list[Tensor] = []
+        self.embed_each(windows, seen.append)
+        return torch.cat(seen)
+
+    @torch.no_grad()
+    def embed_each(self, windows: Tensor, take: Callable[[Tensor], None]) -> None:
+        """As `embed`, giving the hidden states [1, window, hidden] of one window after the other to `take`."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         if int(windows.max()) >= vocabulary:
             raise BadModel(
                 f"token id {int(windows.max())} is beyond the vocabulary of {vocabulary}: tokenizer and model do not match"
             )
-        seen: list[Tensor] = []
         self._relays.forget()
         with self._materialized(self._outside_but_head()):
             backbone = self.model.base_model
             for window in windows:
                 with self._relays.noting():
                     self._run_model(backbone, input_ids=window[None].to(self.device))
-                assert self._relays.first is not None
-                seen.append(self._relays.first)
-        if seen[0].shape[:2] != (1, windows.shape[1]):
-            raise BadModel(f"its hidden states are of shape {list(seen[0].shape)}, expected [1, {windows.shape[1]}, hidden]")
-        return torch.cat(seen)
+                states = self._relays.first
+                assert states is not None
+                if states.shape[:2] != (1, windows.shape[1]):
+                    raise BadModel(f"its hidden states are of shape {list(states.shape)}, expected [1, {windows.shape[1]}, hidden]")
+                take(states)
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:
@@ -135,16 +144,19 @@ class Decoder:
         """The keyword arguments the model calls this layer with (mask, positions) for this window, as noted by `embed`."""
         return self._relays.call(index, window)
 
-    def windows(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Views [1, window, hidden] of each window's hidden states."""
-        return iter(hidden.split(1))
+    def windows(self, hidden: Hidden) -> Iterator[Tensor]:
+        """[1, window, hidden] of each window's hidden states."""
+        return (hidden[number : number + 1] for number in range(len(hidden)))
 
     @torch.no_grad()
-    def run(self, index: int, layer: nn.Module, hidden: Tensor) -> Tensor:
-        """The layer over all windows, [n, window, hidden], one by one as it was called; `hidden` is overwritten and returned."""
+    def run(self, index: int, layer: nn.Module, hidden: States, into: States | None = None) -> States:
+        """The layer over all windows, [n, window, hidden], one by one as it was called.
+
+        Its output is written to `into`, or over `hidden` if there is none, and returned."""
+        into = hidden if into is None else into
         for number, window in enumerate(self.windows(hidden)):
-            window.copy_(apply_layer(layer, window, self.call(index, number)))
-        return hidden
+            into[number : number + 1] = apply_layer(layer, window, self.call(index, number))
+        return into
 
     @contextmanager
     def head(self) -> Iterator[nn.Module]:
@@ -203,6 +215,7 @@ class Decoder:
                 value = nn.Parameter(self.source.tensor(name).to(self.device, self.dtype), requires_grad=False)
                 for place in places:
                     _set_parameter(self.model, place, value)
+            self.source.release()
             yield
         finally:
             for name, places in shared.items():

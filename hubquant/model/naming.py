@@ -131,3 +131,6 @@ class NamedSource:
         stored = name if place is None else place.name
         tensor = self.source.tensor(stored)
         return tensor.T if name in self._transposed and self.source.as_saved(stored) else tensor
+
+    def release(self) -> None:
+        self.source.release()

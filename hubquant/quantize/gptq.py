@@ -28,6 +28,7 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_
     seen = H.diagonal() > 0
     H /= torch.where(seen.any(), H.diagonal().amax(), 1)  # any size of activations: the inverse's factor stays in range
     U = inverse_cholesky(H, damp_ratio)
+    del H  # 0.5 GB for 11,008 channels
     n_groups = W.shape[1] // grid.group_size
     codes = torch.empty_like(W, dtype=torch.uint8)
     scales, zeros = W.new_empty(W.shape[0], n_groups), W.new_empty(W.shape[0], n_groups)
@@ -59,19 +60,27 @@ def inverse_cholesky(H: Tensor, damp_ratio: float) -> Tensor:
 
     A zero diagonal is set to λ's scale: such a channel is on its own. An all-zero H counts as the identity.
     """
-    diagonal = H.diagonal()
-    live = diagonal > 0
-    mean = float(diagonal[live].mean()) if bool(live.any()) else 1.0
-    H = H.clone()
-    H.diagonal()[~live] = mean
-    while True:
-        damped = H + damp_ratio * mean * torch.eye(H.shape[0], device=H.device)
-        L, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            U, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(L), upper=True)
-        if not failed:
-            return U
+    given = H.diagonal().clone()
+    live = given > 0
+    mean = float(given[live].mean()) if bool(live.any()) else 1.0
+    diagonal = torch.where(live, given, mean)
+    U: Tensor | None = None
+    while U is None and damp_ratio <= MAX_DAMP_RATIO:
+        # in the place of H's own, which is put back: a copy of H for 11,008 channels takes 0.5 GB
+        H.diagonal().copy_(diagonal + damp_ratio * mean)
+        U = _factor_of_inverse(H)
         damp_ratio *= 10
-        if damp_ratio > MAX_DAMP_RATIO:
-            # the diagonal alone: rounding without compensation, which needs no factorization
-            return torch.diag((H.diagonal() + mean).rsqrt())
+    H.diagonal().copy_(given)
+    # without any, the diagonal alone: rounding without compensation, which needs no factorization
+    return torch.diag((diagonal + mean).rsqrt()) if U is None else U
+
+
+def _factor_of_inverse(H: Tensor) -> Tensor | None:
+    """Upper U with UᵀU = H⁻¹, or None if H is not positive definite. Two matrices of its size are held beside it, not three."""
+    L, failed = torch.linalg.cholesky_ex(H)
+    if failed:
+        return None
+    inverse = torch.cholesky_inverse(L)
+    del L
+    U, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+    return None if failed else U

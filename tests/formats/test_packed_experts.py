@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from hubquant import onepass, pipeline
+from hubquant import pipeline
 from hubquant.artifact import Report
 from hubquant.calibrate.source import with_texts
 from hubquant.formats.packed import PackedSource
@@ -85,7 +85,7 @@ def test_every_form_of_checkpoint_gives_the_same_bytes(mixture_of_experts: Model
 def test_parts_give_the_same_tensors(mixture_of_experts: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many experts' sums fit at a time."""
     make(mixture_of_experts("qwen3_moe"), tmp_path / "whole")
-    monkeypatch.setattr(onepass, "STATISTICS_BYTES", 3 * 4 * (64**2 + 32**2))
+    monkeypatch.setattr("hubquant.parts.STATISTICS_BYTES", 3 * 4 * (64**2 + 32**2))
     report = make(mixture_of_experts("qwen3_moe"), tmp_path / "parts")
     for artifact in report.artifacts:
         whole, parts = (load_file(tmp_path / o / artifact.folder / "model.safetensors") for o in ("whole", "parts"))

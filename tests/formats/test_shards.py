@@ -117,12 +117,37 @@ def test_what_a_finished_run_left_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     values = {"new": torch.ones(3)}
     writer = ShardWriter(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
     writer.add("new", values["new"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "shard-0.data.part"]
     writer.finish()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     checkpoint = Checkpoint(tmp_path)
     assert same({n: checkpoint.tensor(n) for n in checkpoint.names()}, values)
+
+
+def test_a_second_writer_goes_on_where_the_first_one_s_state_was_taken(tmp_path: Path) -> None:
+    """What the first wrote after that is overwritten; shards that had their names when it was killed are kept."""
+    values = {f"t{i}": torch.full((10,), float(i)) for i in range(6)}  # 40 bytes each, two in a shard
+    first = ShardWriter(tmp_path, max_shard_bytes=100)
+    for name in ("t0", "t1", "t2"):
+        first.add(name, values[name])
+    state = json.dumps(first.state())
+    first.add("lost", torch.full((10,), -1.0))
+    first.add("lost, too", torch.full((10,), -2.0))
+    second = ShardWriter(tmp_path, max_shard_bytes=100)
+    second.restore(json.loads(state))
+    for name in ("t3", "t4", "t5"):
+        second.add(name, values[name])
+    state = json.dumps(second.state())
+    last = second.finish()[-2]
+    (tmp_path / last).unlink()  # as if it had been killed before the last shard was in place
+    (tmp_path / "shard-2.data.part").write_bytes(torch.stack([values["t4"], values["t5"]]).numpy().tobytes() + b"lost")
+    third = ShardWriter(tmp_path, max_shard_bytes=100)
+    third.restore(json.loads(state))
+    third.finish()
+    checkpoint = Checkpoint(tmp_path)
+    assert same({n: checkpoint.tensor(n) for n in checkpoint.names()}, values)
+    assert not list(tmp_path.glob("*.part"))
 
 
 def test_no_tensors_make_a_valid_file(tmp_path: Path) -> None:

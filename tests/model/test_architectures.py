@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
+from hubquant.bookmark import Bookmark
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import FAMILIES
 from hubquant.formats.packed import PackedSource, PackedWriter
@@ -198,6 +199,9 @@ class Folded:
         """Never transposed: the tensors are the modules'."""
         return False
 
+    def release(self) -> None:
+        """Nothing of it lies in a file."""
+
     def tensor(self, name: str) -> Tensor:
         return self.changed[name] if name in self.changed else self.source.tensor(name).clone()
 
@@ -241,8 +245,9 @@ def check(config: PretrainedConfig, folder: Path) -> tuple[int, int]:
     }  # fmt: skip
     writers = [PackedWriter(variant(v), folder / v, folder / "base", shapes, linears, **parts) for v in VARIANTS]
     calibration = torch.randint(3, 100, (4, 64), generator=torch.Generator().manual_seed(2))
-    artifacts, _, given_up = one_pass(decoder, calibration, writers, lambda done, total: None)
-    assert not given_up
+    bookmark = Bookmark(folder / "bookmark", "")
+    artifacts = one_pass(decoder, calibration, writers, lambda done, total: None, bookmark)
+    assert not bookmark.standing.given_up
     for artifact in artifacts:
         dequantized = run(Decoder(config, PackedSource(folder / artifact.folder)), tokens)
         loaded = whole(folder / artifact.folder, tokens)

@@ -15,6 +15,7 @@ from hubquant.formats.gguf.imatrix import IMATRIX_FILE, Imatrix, ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.mixtures import Chosen
 from hubquant.formats.gguf.writer import GgufWriter
+from hubquant.formats.writer import State
 from hubquant.model.layer import Layer
 from hubquant.quantize.ggml import NEEDS_IMPORTANCE
 from hubquant.recipe import MAX_FILE_BYTES, Variant
@@ -82,6 +83,16 @@ class GgufArtifactWriter:
         record = self.writer.add(name, weight, equal)
         note = f"encoded without importance: {statistics.shortage}"
         return record.model_copy(update={"note": "; ".join(filter(None, (record.note, note)))})
+
+    def state(self) -> State:
+        missing = self.writer.state()
+        return {"missing": missing, "records": self.records, "seconds": self.seconds, "imatrix": self.imatrix.state()}
+
+    def restore(self, state: State) -> None:
+        self.writer.restore(state["missing"])
+        self.records = [TensorRecord.model_validate(record) for record in state["records"]]
+        self.seconds = state["seconds"]
+        self.imatrix.restore(state["imatrix"])
 
     def finish(self) -> Artifact:
         self.writer.finish()

@@ -26,6 +26,7 @@ from hubquant.formats.gguf.artifact import GgufArtifactWriter
 from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.mixtures import Chosen, called_by, is_quantized, uniform
+from hubquant.formats.writer import State
 from hubquant.model.layer import Layer
 from hubquant.quantize.allocate import Candidate, allocate, smallest
 from hubquant.quantize.ggml import GGML_TYPES
@@ -89,6 +90,20 @@ class AutoArtifactWriter:
                     added = float(((weight @ statistics.hessian) * weight).sum())
                     self._energy[_branch(stored)] = self._energy.get(_branch(stored), 0.0) + added
 
+    def state(self) -> State:
+        return {
+            "trials": {kind: trial.state() for kind, trial in self._trials.items()},
+            "energy": [[*branch, energy] for branch, energy in self._energy.items()],
+            "embedding_energy": self._embedding_energy,
+            "n_tokens": self._n_tokens,
+        }
+
+    def restore(self, state: State) -> None:
+        for kind, trial in self._trials.items():
+            trial.restore(state["trials"][kind])
+        self._energy = {(layer, part): energy for layer, part, energy in state["energy"]}
+        self._embedding_energy, self._n_tokens = state["embedding_energy"], state["n_tokens"]
+
     def finish(self) -> Artifact:
         chosen = allocate(self._candidates(), self._budget)
         # as stored, fallbacks and vectors included: by the trial that has it so
@@ -103,8 +118,6 @@ class AutoArtifactWriter:
         except BaseException:
             final.discard()
             raise
-        finally:
-            self.discard()
         return artifact.model_copy(update={"seconds": sum(trial.seconds for trial in self._trials.values())})
 
     def discard(self) -> None:

@@ -42,7 +42,8 @@ class TensorPlan:
 
 
 class GgufFile:
-    """`path` under its name only after `finish`: until then .part files grow beside it.
+    """`path` under its name only after `finish`: until then .part files stand beside it. Those that an earlier process left are
+    taken as they are; `restore` if tensors in them count.
 
     With tensors of more than `max_bytes`, NAME.gguf becomes NAME/NAME-00001-of-0000N.gguf and so on, as llama.cpp's gguf-split
     names them. Raises DiskFull if it does not fit on the disk, BadModel for a text that is no Unicode.
@@ -78,6 +79,20 @@ class GgufFile:
             self._files[number].seek(offset + start * self._tensors[name].row_bytes)
             self._files[number].write(data.cpu().contiguous().numpy().data)
 
+    def sync(self) -> None:
+        """Returns when the disk has what was written."""
+        for file in self._files:
+            file.flush()
+            os.fsync(file.fileno())
+
+    def restore(self) -> None:
+        """Go on with the tensors that another process wrote, even if it was killed while it gave the files their names."""
+        for number, (part, path) in enumerate(zip(self._parts, self.paths, strict=True)):
+            if path.exists():
+                self._files[number].close()
+                path.replace(part)
+                self._files[number] = part.open("r+b")
+
     @property
     def size_bytes(self) -> int:
         """Of all shards, reserved but not yet finished."""
@@ -96,9 +111,8 @@ class GgufFile:
 
     def finish(self) -> None:
         """Makes the files durable and gives them their names."""
+        self.sync()
         for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
             file.close()
         for part, path in zip(self._parts, self.paths, strict=True):
             part.replace(path)
@@ -126,25 +140,31 @@ class GgufFile:
             writer.add_tensor_info(name, plan.shape, np.dtype(np.float32), plan.size_bytes, kind)
             self._place[name] = (number, end)
             end = writer.ggml_pad(end + plan.size_bytes, writer.data_alignment)
+        header = part.with_name(f"{part.name}.header")
         try:
             with _disk(part, end):
-                writer.write_header_to_file(part)
+                writer.write_header_to_file(header)
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
+                writer.close()
+                return self._opened(part, header.read_bytes(), names, end, writer.data_alignment)
         except UnicodeEncodeError as error:
             raise BadModel(f"the tokenizer, chat template or card holds text that is not Unicode: {error}") from None
         finally:
             writer.close()
-        start = writer.ggml_pad(part.stat().st_size, writer.data_alignment)
+            header.unlink(missing_ok=True)
+
+    def _opened(self, part: Path, header: bytes, names: list[str], end: int, alignment: int) -> BinaryIO:
+        """The file with its header, and room for tensors up to `end` after it."""
+        start = -(-len(header) // alignment) * alignment
         for name in names:
-            self._place[name] = (number, start + self._place[name][1])
-        file = part.open("r+b")
+            self._place[name] = (self._place[name][0], start + self._place[name][1])
+        file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
-            with _disk(part, end):
-                if sys.platform == "linux":
-                    os.posix_fallocate(file.fileno(), 0, start + end)
-                else:
-                    file.truncate(start + end)
+            file.write(header)
+            file.truncate(start + end)
+            if sys.platform == "linux":
+                os.posix_fallocate(file.fileno(), 0, start + end)
         except BaseException:
             file.close()
             raise

@@ -114,6 +114,11 @@ class GgufHeader:
             raise BadModel(f"{self.name}: {key} is {value!r}, expected a positive whole number")
         return value
 
+    def release(self) -> None:
+        """Give back the pages that were read: those of a mapped file count as this process's memory."""
+        for data in self.data:
+            data.madvise(mmap.MADV_DONTNEED)
+
     def tensor(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
         """The tensor, decoded: float32, of its shape, or `count` of its first dimension from `start` on.
 

@@ -1,7 +1,9 @@
 """llama.cpp's importance matrix as a GGUF file: per matrix the sum of squared inputs of each column, and how many tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -47,6 +49,13 @@ class Imatrix:
         counts = torch.tensor(self.counts[gguf_name])[:, None]
         mean = torch.where(counts > 0, self.in_sum2[gguf_name] / counts.clamp_min(1), 1.0)
         return mean if len(mean) > 1 else mean[0]
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` takes back in another process."""
+        return {"in_sum2": self.in_sum2, "counts": self.counts}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.in_sum2, self.counts = dict(state["in_sum2"]), dict(state["counts"])
 
     def write(self, path: Path) -> None:
         """As llama-imatrix writes it: sorted by name, `.in_sum2` [in] and `.counts` [1]; of a stack a row for each matrix."""

@@ -64,6 +64,9 @@ class GgufSource:
     def as_saved(self, name: str) -> bool:
         return False
 
+    def release(self) -> None:
+        self.header.release()
+
     def _slots_of(self, name: str) -> tuple[Slot, ...]:
         if name not in self._slots:
             raise BadModel(f"{self.header.name}: no tensor {name} in the file")

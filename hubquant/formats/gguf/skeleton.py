@@ -21,6 +21,7 @@ from hubquant.formats.gguf.imatrix import IMATRIX_FILE, Imatrix, ImatrixInfo
 from hubquant.formats.gguf.metadata import Typed, Value, quantization
 from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tensornames import TensorNames
+from hubquant.formats.writer import State
 from hubquant.model.layer import Layer
 from hubquant.quantize.feedback import Factor, encode_with_feedback
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, encode
@@ -155,6 +156,14 @@ class SkeletonWriter:
                 values = self.skeleton.header.tensor(name, start, 1 if stacked else shape[0]).flatten(0, -2)
                 self._file.write(name, start, encode_with_feedback(values, kind, factor))
                 self._written.add((name, start))
+
+    def state(self) -> State:
+        """Of the sums alone: the file is written in `finish`."""
+        return {} if self.imatrix is None else self.imatrix.state()
+
+    def restore(self, state: State) -> None:
+        if self.imatrix is not None:
+            self.imatrix.restore(state)
 
     def finish(self) -> Artifact:
         records = tuple(self._write(name) for name in self.skeleton.shapes)

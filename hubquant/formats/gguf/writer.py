@@ -1,6 +1,6 @@
 """A GGUF file written tensor by tensor, in any order: all types and offsets are known before the first tensor arrives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -144,6 +144,16 @@ class GgufWriter:
             first = min(self._missing)
             raise BadModel(f"{self.path.name}: {len(self._missing)} tensors were never written, the first is {first}")
         self._file.finish()
+
+    def state(self) -> list[str]:
+        """The tensors that are still missing, for `restore`; returns when the disk has the others."""
+        self._file.sync()
+        return sorted(self._missing)
+
+    def restore(self, missing: Collection[str]) -> None:
+        """Go on in the file that a killed process left."""
+        self._file.restore()
+        self._missing = set(missing)
 
     @property
     def size_bytes(self) -> int:

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubquant import onepass
 from hubquant.artifact import Base, Report
 from hubquant.errors import UsageError
 from hubquant.formats.gguf.auto import LADDER, AutoArtifactWriter, candidate_types
@@ -90,7 +89,7 @@ def test_what_experts_add_is_the_same_however_many_fit_at_a_time(
     monkeypatch.setattr(AutoArtifactWriter, "_shares", noted)
     model = mixture_of_experts("qwen3_moe")
     made(model, tmp_path / "whole", "gguf-auto@8.5bpw")
-    monkeypatch.setattr(onepass, "STATISTICS_BYTES", 3 * 4 * (64**2 + 32**2))
+    monkeypatch.setattr("hubquant.parts.STATISTICS_BYTES", 3 * 4 * (64**2 + 32**2))
     made(model, tmp_path / "parts", "gguf-auto@8.5bpw")
     # the same numbers summed in the same order
     assert found[0] == found[1] and (1, "ffn") in found[0]

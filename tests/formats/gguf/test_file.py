@@ -96,6 +96,26 @@ def test_nothing_stands_there_before_the_end_or_after_discarding(tmp_path: Path)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
+@pytest.mark.parametrize("max_bytes", [300, 1 << 30])
+@pytest.mark.parametrize("named", [0, 1])
+def test_a_second_file_goes_on_in_the_parts_of_the_first(tmp_path: Path, max_bytes: int, named: int) -> None:
+    """`named`: how many of its files had their final names when the first was killed."""
+    clean = [path.read_bytes() for path in written(tmp_path / "clean.gguf", max_bytes).paths]
+    first = GgufFile(tmp_path / "m.gguf", "llama", VALUES, PLANS, max_bytes)
+    first.write("a.weight", 0, encode(ROWS["a.weight"].view(PLANS["a.weight"].shape[0], -1), PLANS["a.weight"].kind))
+    first.sync()
+    for path in first.paths[:named]:
+        path.with_name(path.name + ".part").rename(path)
+    second = GgufFile(tmp_path / "m.gguf", "llama", VALUES, PLANS, max_bytes)
+    second.restore()
+    for name in ("stack.weight", "b.weight"):
+        rows, plan = ROWS[name], PLANS[name]
+        second.write(name, 0, encode(rows.flatten(0, -2) if rows.ndim > 1 else rows[None], plan.kind))
+    second.finish()
+    assert [path.read_bytes() for path in second.paths] == clean
+    assert not list(tmp_path.rglob("*.part*"))
+
+
 def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     huge = {"a.weight": TensorPlan("F32", (1 << 20, 1 << 20))}  # 4 TB
     with pytest.raises(DiskFull, match="needs 4,398,046,511,104 bytes"):

@@ -1,0 +1,327 @@
+"""What a pass will need, before it begins: memory, disk and time, from the shapes of the model and what the writers hold of them.
+
+Every term is a tensor that lives at that moment; where several steps follow each other the largest counts. What the interpreter
+and its libraries take is measured.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import chain
+from math import prod
+from pathlib import Path
+
+import torch
+from hubquant_kernels.awq_search import awq_losses
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+
+from hubquant import estimate
+from hubquant.errors import DiskFull, MemoryShort
+from hubquant.formats.gguf.auto import candidate_types
+from hubquant.formats.gguf.mixtures import mixture
+from hubquant.formats.shards import MAX_SHARD_BYTES
+from hubquant.model.decoder import Decoder
+from hubquant.model.experts import Experts
+from hubquant.model.topology import Structure, structure
+from hubquant.parts import STATISTICS_BYTES
+from hubquant.quantize import gptq
+from hubquant.quantize.ggml import GGML_TYPES, encode
+from hubquant.quantize.grid import Grid
+from hubquant.recipe import Frozen, Recipe, Variant, variant
+
+FLOAT = 4  # bytes
+HALF = 2
+PROBED = 8  # tokens that are sent through a layer to see which linears read the same
+SCALES_TRIED = 9  # by AWQ's search
+
+
+class Needs(Frozen):
+    """Bytes at their peak. `memory_bytes`: resident, of the whole process; `disk_bytes`: in the output folder, of which
+    `output_bytes` stay."""
+
+    memory_bytes: int
+    disk_bytes: int
+    output_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of this machine, measured by small pieces of the work itself: multiplications and additions per second, and seconds per
+    weight of what is done to each."""
+
+    products: float
+    rounding: float
+    fitting: float
+    encoding: Mapping[str, float]  # by variant
+
+    @classmethod
+    def measured(cls, recipe: Recipe) -> "Speed":
+        random = torch.Generator().manual_seed(0)
+        rows, width = 512, 256
+        square, weight = (torch.randn(1024, 1024, generator=random), torch.randn(rows, width, generator=random))
+        hessian, grid = torch.eye(width), Grid(4, 128, False)
+        kinds = {name: _kinds(variant(name)) for name in recipe.variants if variant(name).format == "gguf"}
+        of_kind = {k: _seconds(partial(encode, weight, k, torch.ones(width))) for k in sorted({*chain(*kinds.values())})}
+        return cls(
+            products=2 * 1024**3 / _seconds(lambda: square @ square),
+            rounding=_seconds(lambda: awq_losses(weight, hessian, torch.ones(1, width), 4, 128, False)) / weight.numel(),
+            fitting=_seconds(lambda: gptq.solve(weight, hessian, grid)) / weight.numel(),
+            encoding={name: sum(of_kind[kind] for kind in types) / weight.numel() for name, types in kinds.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The linears that read one input of `width` channels, by their numbers of rows. `expert`: of an expert."""
+
+    width: int
+    rows: tuple[int, ...]
+    expert: bool = False
+
+    @property
+    def sums(self) -> int:
+        return FLOAT * (self.width**2 + self.width)
+
+    @property
+    def weights(self) -> int:
+        return FLOAT * self.width * sum(self.rows)
+
+    @property
+    def largest(self) -> int:
+        return FLOAT * self.width * max(self.rows)
+
+    @property
+    def searching(self) -> int:
+        """AWQ's scales: weights times scales, codes, and two that come between; later the error and its product with H."""
+        return 4 * self.largest
+
+    @property
+    def solving(self) -> int:
+        """GPTQ: the stacked weights and their reordered copy, with H, its factor and its inverse; then U, codes, and the
+        compensation of the columns to come; then the decoded weights on their way."""
+        factor = 2 * self.weights + 3 * FLOAT * self.width**2
+        rounding = 3 * self.weights + self.weights // FLOAT + FLOAT * self.width**2
+        decoding = self.weights // FLOAT + 5 * self.largest
+        return max(factor, rounding, decoding)
+
+    @property
+    def encoding(self) -> int:
+        """GGUF: the matrix reordered, decoded, its error, and that times H and times itself."""
+        return 5 * self.largest
+
+    def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
+        """Of all that is done for these linears, in one pass over so many tokens."""
+        weights = self.width * sum(self.rows)
+        products = 2.0 * tokens * (weights + self.width**2)
+        others = 0.0
+        for v in variants:
+            error = 4.0 * weights * self.width  # of the output, before and after
+            if v.format == "gguf":
+                products += error * len(_kinds(v))
+                others += weights * speed.encoding[v.name]
+            else:
+                products += error + (1 + 2 * SCALES_TRIED) * weights * self.width + 4 / 3 * self.width**3
+                others += weights * (SCALES_TRIED * speed.rounding + speed.fitting)
+        return products / speed.products + others
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    weights: int  # bytes in float32
+    readings: tuple[Reading, ...]
+
+    @cached_property
+    def parts(self) -> int:
+        """In how many parts the pass takes it."""
+        return max(1, -(-sum(r.sums for r in self.readings if r.expert) // STATISTICS_BYTES))
+
+    def peak(self, variants: Sequence[Variant], tokens: int) -> int:
+        """Bytes while the layer is at work; `tokens` of one window."""
+        sums = sum(r.sums // (self.parts if r.expert else 1) for r in self.readings)
+        linears = sum(r.weights // (self.parts if r.expert else 1) for r in self.readings)
+        stages = [FLOAT * tokens * 4 * max(max(r.rows) for r in self.readings)]
+        if any(v.format != "gguf" for v in variants):
+            stages += [r.searching for r in self.readings]
+            stages += [linears + sums + r.solving for r in self.readings]
+        if any(v.format == "gguf" for v in variants):
+            stages += [r.encoding for r in self.readings]
+        return self.weights + sums + max(stages)
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """`outside`: the parameters beside the layers; `stored`: bytes per weight of the checkpoint."""
+
+    layers: tuple[LayerShape, ...]  # one of each kind, with how often it comes
+    counts: tuple[int, ...]
+    outside: Mapping[str, tuple[int, ...]]
+    hidden: int
+    parameters: int
+    stored: int
+
+    @property
+    def vocabulary(self) -> int:
+        """Parameters of embeddings and head."""
+        return sum(prod(shape) for shape in self.outside.values() if len(shape) > 1)
+
+    def memory(self, recipe: Recipe, baseline: int) -> int:
+        """Resident bytes at the peak of a pass."""
+        largest = max(prod(shape) for shape in self.outside.values())
+        together = sum(prod(shape) for shape in self.outside.values())
+        variants = [variant(name) for name in recipe.variants]
+        packed = any(v.format != "gguf" for v in variants)
+        storing = (FLOAT + self.stored + (HALF if packed else 1)) * largest
+        embedding = FLOAT * together + self.stored * together
+        layers = [layer.peak(variants, recipe.calibration.window) for layer in self.layers]
+        return baseline + max(storing, embedding, *layers)
+
+    def seconds(self, recipe: Recipe, speed: Speed) -> float:
+        """Of a pass, without what comes before and after it."""
+        variants = [variant(name) for name in recipe.variants]
+        tokens = recipe.calibration.windows * recipe.calibration.window
+        counted = zip(self.layers, self.counts, strict=True)
+        layers = sum(count * sum(r.seconds(variants, tokens, speed) for r in layer.readings) for layer, count in counted)
+        outside = sum(prod(shape) for shape in self.outside.values())
+        return layers + outside * sum(speed.encoding.values())
+
+
+class Announced:
+    """A TensorSource of zeros that take no memory: only shapes count."""
+
+    def __init__(self) -> None:
+        self.shapes: Mapping[str, tuple[int, ...]] = {}
+
+    def names(self) -> list[str]:
+        return []
+
+    def tensor(self, name: str) -> Tensor:
+        return torch.zeros(()).expand(self.shapes[name])
+
+    def as_saved(self, name: str) -> bool:
+        return False
+
+    def release(self) -> None:
+        """Nothing was read."""
+
+
+def shape_of(config: PretrainedConfig) -> ModelShape:
+    """Built from its config and run with zeros, a layer of each kind, to see which linears read the same. Raises BadModel."""
+    source = Announced()
+    decoder = Decoder(config, source)
+    source.shapes = shapes = decoder.shapes()
+    hidden = decoder.embed(torch.zeros(1, PROBED, dtype=torch.int64))
+    found: dict[Structure, LayerShape] = {}
+    counts: dict[Structure, int] = {}
+    for index, layer in enumerate(decoder.layers):
+        alike = structure(layer)
+        counts[alike] = counts.get(alike, 0) + 1
+        if alike not in found:
+            weights = sum(FLOAT * prod(s) for n, s in shapes.items() if n.startswith(decoder.prefix(index)))
+            with decoder.layer(index) as module:
+                found[alike] = LayerShape(weights, _readings(decoder, index, module, hidden.clone()))
+    outside = {name: shapes[name] for name in decoder.outside()}
+    dtype = config.dtype or torch.float32
+    parameters = sum(prod(shape) for shape in shapes.values())
+    return ModelShape(tuple(found.values()), tuple(counts.values()), outside, hidden.shape[-1], parameters, dtype.itemsize)
+
+
+def _readings(decoder: Decoder, index: int, module: nn.Module, hidden: Tensor) -> tuple[Reading, ...]:
+    """Linears by the tensor that they read: views of one count as one, as in the pass."""
+    linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
+    lists = {name: m for name, m in module.named_modules() if isinstance(m, Experts)}
+    read: dict[str, Tensor] = {}
+    handles = [m.register_forward_pre_hook(lambda _m, args, n=n: read.__setitem__(n, args[0])) for n, m in linears.items()]
+    try:
+        for experts in lists.values():
+            experts.every_token = True
+        decoder.run(index, module, hidden)
+    finally:
+        for experts in lists.values():
+            experts.every_token = False
+        for handle in handles:
+            handle.remove()
+    groups: dict[tuple[int, int, str], list[str]] = {}
+    for name, x in read.items():
+        owner = next((f"{path}.{name[len(path) + 1 :].partition('.')[0]}" for path in lists if name.startswith(f"{path}.")), "")
+        groups.setdefault((x.data_ptr(), x.shape[-1], owner), []).append(name)
+    return tuple(
+        Reading(width, tuple(linears[n].out_features for n in names), bool(owner)) for (_, width, owner), names in groups.items()
+    )
+
+
+def needs(shape: ModelShape, recipe: Recipe) -> Needs:
+    """Of a pass in which every variant of the recipe can be made, in this process."""
+    speed = Speed.measured(recipe)  # first: what it loads is part of what the process takes
+    sizes = {name: estimate.size_bytes(variant(name), shape.parameters, shape.vocabulary) for name in recipe.variants}
+    calibration = recipe.calibration
+    hidden = FLOAT * calibration.windows * calibration.window * shape.hidden
+    # the last file of a packed variant is put together from its parts: for that moment it is there twice
+    packed = [min(size, MAX_SHARD_BYTES) for name, size in sizes.items() if variant(name).format != "gguf"]
+    output = sum(sizes.values())
+    chosen = [v for v in map(variant, recipe.variants) if v.bits_per_weight]
+    trials = sum(round(shape.parameters * GGML_TYPES[kind].bits_per_weight / 8) for v in chosen for kind in _kinds(v))
+    return Needs(
+        memory_bytes=shape.memory(recipe, resident_memory()),
+        disk_bytes=output + trials + max(2 * hidden, hidden + max(packed, default=0)),
+        output_bytes=output,
+        seconds=shape.seconds(recipe, speed),
+    )
+
+
+def check(wanted: Needs, out: Path) -> None:
+    """Raises MemoryShort or DiskFull if the machine has less than is needed; what lies in the output folder will be replaced."""
+    replaced = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    memory, disk = available_memory(), shutil.disk_usage(out).free + replaced
+    left = wanted.memory_bytes - resident_memory()
+    if memory is not None and left > memory:
+        raise MemoryShort(
+            f"this pass needs about {wanted.memory_bytes / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free; "
+            "ask for fewer variants, free some, or go on anyway with --anyway"
+        )
+    if wanted.disk_bytes > disk:
+        raise DiskFull(
+            f"this pass needs about {wanted.disk_bytes / 1e9:.1f} GB in {out}, and {disk / 1e9:.1f} GB are free; "
+            "ask for fewer variants, name another folder, or go on anyway with --anyway"
+        )
+
+
+def _kinds(wanted: Variant) -> tuple[str, ...]:
+    """The GGUF types that every weight is encoded in: the one that most have, or all candidates of a choice by sensitivity."""
+    return candidate_types(wanted.bits_per_weight) if wanted.bits_per_weight else (mixture(wanted.mixture).base,)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """Of the second run: the first one loads what the others find."""
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def resident_memory() -> int:
+    """Of this process, now; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def available_memory() -> int | None:
+    """What programs can still take, on this machine and in this container; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    try:
+        limit, used, stat = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current", "stat"))
+    except OSError:
+        return free
+    cached = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith(("active_file ", "inactive_file ")))
+    return free if limit == "max" else min(free, int(limit) - int(used) + cached)

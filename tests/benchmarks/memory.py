@@ -1,0 +1,124 @@
+"""Peak memory of one pass over models of more and more layers: it is that of one layer, its sums and what its solvers hold.
+
+`make memory` writes random checkpoints of Llama-2-7B's shape in bfloat16 shards, makes three variants of each in a process of its
+own, and compares the largest resident set with what `hubquant plan` says. Few tokens: they cost time, and little memory.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m")
+SHARD_LAYERS = 4
+
+
+def write_model(folder: Path, layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int) -> Path:
+    """A random Llama in shards, tensor by tensor: this process needs no more memory than a shard either."""
+    tokenizer = Path(str(files("hubquant.demo"))) / "data" / "model"
+    config = AutoConfig.for_model(
+        "llama", vocab_size=vocabulary, hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=False, dtype="bfloat16",
+        architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    random = torch.Generator().manual_seed(0)
+    shards: dict[str, list[str]] = {}
+    for name in shapes:
+        layer = int(name.split(".")[2]) // SHARD_LAYERS + 1 if ".layers." in name else 0
+        shards.setdefault(f"model-{layer:05d}.safetensors", []).append(name)
+    for shard, names in shards.items():
+        tensors = {}
+        for name in names:
+            norm = len(shapes[name]) == 1
+            values = torch.ones(shapes[name]) if norm else torch.randn(shapes[name], generator=random) * 0.02
+            tensors[name] = values.to(torch.bfloat16)
+        save_file(tensors, folder / shard, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: shard for shard, names in shards.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def folder_bytes(folder: Path) -> int:
+    """What it takes now, while somebody writes and renames in it."""
+    found = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            try:
+                found += (Path(path) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return found
+
+
+def measured(command: list[str], out: Path) -> tuple[int, int, float]:
+    """Largest resident set of the command and largest size of its output folder, in bytes, and its seconds."""
+    started, largest, done = time.monotonic(), 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal largest
+        while not done.wait(0.01):
+            largest = max(largest, folder_bytes(out))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    done.set()
+    watcher.join()
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return usage.ru_maxrss * 1024, max(largest, folder_bytes(out)), time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="for checkpoints and outputs, one at a time")
+    parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--hidden", type=int, default=4096)
+    parser.add_argument("--intermediate", type=int, default=11008)
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--window", type=int, default=128)
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for layers in options.layers:
+        shutil.rmtree(options.folder, ignore_errors=True)
+        sizes = (layers, options.hidden, options.intermediate, options.heads, options.vocabulary)
+        model, out = write_model(options.folder / "model", *sizes), options.folder / "out"
+        asked = [part for name in VARIANTS for part in ("-v", name)]
+        asked += ["--windows", str(options.windows), "--window", str(options.window)]
+        hubquant = [sys.executable, "-m", "hubquant"]
+        planned = json.loads(subprocess.check_output([*hubquant, "plan", str(model), *asked, "--json"]))["needs"]
+        memory, disk, seconds = measured([*hubquant, "quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)
+        rows.append({"layers": layers, "memory": memory, "disk": disk, "seconds": seconds, "planned": planned})
+        print(
+            f"{layers} layers: peak memory {memory / 1e9:.2f} GB (planned {planned['memory_bytes'] / 1e9:.2f}), "
+            f"disk {disk / 1e9:.2f} GB (planned {planned['disk_bytes'] / 1e9:.2f}), {seconds:.0f} s "
+            f"(planned {planned['seconds']:.0f})",
+            flush=True,
+        )
+    shutil.rmtree(options.folder)
+    growth = 100 * (rows[-1]["memory"] / rows[0]["memory"] - 1)
+    print(f"growth from {rows[0]['layers']} to {rows[-1]['layers']} layers: {growth:.1f} %")
+
+
+if __name__ == "__main__":
+    main()

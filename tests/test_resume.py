@@ -1,0 +1,127 @@
+"""kill -9 at any moment of a pass: the same command goes on at the layer where it stood, and makes the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hubquant import bookmark, pipeline
+from hubquant.artifact import file_sha256
+from hubquant.calibrate.source import with_texts
+from hubquant.errors import FolderBusy
+from hubquant.hub.snapshot import fingerprint_folder
+from hubquant.output import alone_in
+from hubquant.progress import silent
+from hubquant.recipe import Calibration, Recipe
+
+VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m", "gguf-q8_0", "gguf-auto@4.5bpw")
+RECIPE = Recipe(variants=VARIANTS, calibration=Calibration(windows=4, window=64))
+COMMAND = [sys.executable, "-m", "hubquant", "quantize", "--windows", "4", "--window", "64", "--no-evaluate"]
+
+
+def command(model: Path, out: Path) -> list[str]:
+    return [*COMMAND, *(part for name in VARIANTS for part in ("-v", name)), "-o", str(out), str(model)]
+
+
+def start(model: Path, out: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command(model, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def saved(out: Path) -> dict[str, object]:
+    """The bookmark as it lies there; empty if there is none."""
+    try:
+        found: dict[str, object] = json.loads((out / bookmark.FOLDER / bookmark.FILE).read_text())
+        return found
+    except FileNotFoundError:
+        return {}
+
+
+def published(out: Path) -> dict[str, str]:
+    """Every file of the finished folder but the two that tell of time."""
+    files = (path for path in out.rglob("*") if path.is_file() and path.name not in ("hubquant.json", "progress.json"))
+    return {str(path.relative_to(out)): file_sha256(path) for path in files}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What a pass makes that nothing disturbs, in this process."""
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    pipeline.quantize(bundled, out, with_texts(RECIPE), fingerprint_folder(bundled), silent)
+    return published(out)
+
+
+def killed_after(model: Path, out: Path, save: int, seconds: float) -> None:
+    """Starts the command and kills it so long after the bookmark was saved that often."""
+    process = start(model, out)
+    while int(str(saved(out).get("saves", 0))) < save:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.002)
+    time.sleep(seconds)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.timeout(900)
+def test_killed_again_and_again_a_pass_goes_on_and_makes_the_same_bytes(
+    bundled: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    """Layers are saves 2 to 5, each finished variant is one more. In a layer; while one is saved; while files get names."""
+    out, reached = tmp_path / "out", 0
+    for save, seconds in ((2, 0.2), (4, 0.0), (6, 0.02)):
+        killed_after(bundled, out, save, seconds)
+        now = int(str(saved(out)["saves"]))
+        assert now > reached, "it did not go on where it stood"
+        reached = now
+    told: list[tuple[int, int]] = []
+    report = pipeline.quantize(
+        bundled, out, with_texts(RECIPE), fingerprint_folder(bundled), lambda _, done, total: told.append((done, total))
+    )
+    assert told == [(0, 1), (4, 4)], "no layer was done twice"
+    assert published(out) == undisturbed
+    assert {path.name for path in out.iterdir()} == {"hubquant.json", "progress.json", *(a.folder for a in report.artifacts)}
+
+
+def test_another_recipe_begins_anew(bundled: Path, tmp_path: Path) -> None:
+    """Also where the same files would be written: a bookmark is of one key."""
+    out = tmp_path / "out"
+    process = start(bundled, out)
+    while not saved(out):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    fewer = RECIPE.model_copy(update={"variants": ("gguf-q8_0",), "calibration": Calibration(windows=2, window=64)})
+    base = fingerprint_folder(bundled)
+    pipeline.quantize(bundled, out, with_texts(fewer), base, silent)
+    pipeline.quantize(bundled, tmp_path / "clean", with_texts(fewer), base, silent)
+    assert published(out) == published(tmp_path / "clean")
+
+
+def test_a_second_process_leaves_the_first_one_s_folder_alone(bundled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with alone_in(out):
+        (out / "progress.json").write_text("{}")
+        second = subprocess.run(command(bundled, out), capture_output=True, text=True)
+        assert second.returncode == FolderBusy.exit_code
+        assert second.stderr == f"error: another hubquant is at work in {out}; wait until it is done, or name another folder\n"
+        assert [path.name for path in out.iterdir()] == ["progress.json"]
+
+
+def test_ctrl_c_leaves_nothing_half_written_under_a_final_name(bundled: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    out = tmp_path / "out"
+    process = start(bundled, out)
+    while not saved(out):
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and said == b"interrupted\n"
+    left = {name: value for name, value in published(out).items() if not name.endswith(".part")}
+    assert all(name.startswith(bookmark.FOLDER) or undisturbed.get(name) == value for name, value in left.items())
+    assert start(bundled, out).wait() == 0
+    assert published(out) == undisturbed
