@@ -114,7 +114,11 @@ def test_a_second_process_leaves_the_first_one_s_folder_alone(bundled: Path, tmp
 
 def test_ctrl_c_leaves_nothing_half_written_under_a_final_name(bundled: Path, tmp_path: Path, undisturbed: dict[str, str]) -> None:
     out = tmp_path / "out"
-    process = start(bundled, out)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where it is ignored a child would ignore it too
+    try:
+        process = start(bundled, out)
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not saved(out):
         assert process.poll() is None
         time.sleep(0.002)

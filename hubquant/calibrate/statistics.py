@@ -12,12 +12,15 @@ from hubquant.quantize.feedback import Factor, has_blocks
 # down, widths 256 to 768), GPTQ's output error is 0.5 to 0.8 of plain rounding's at 1/8, but up to 1.6 times that at 1/16 and up
 # to 7 times at 1/32; an importance matrix at 1/8 is better than none for Q4_K and as good for Q3_K, below it is often worse.
 CHANNELS_PER_TOKEN = 8
+# Of a row's length: the squares of 2²⁴ such rows add up to a finite float32.
+LARGEST_ROW = (torch.finfo(torch.float32).max / 2**24) ** 0.5
 
 
 class InputStatistics:
     """Sums over calibration tokens of one linear's input; q/k/v share one, gate/up share one.
 
-    hessian [in, in] fp32, abs_sum [in] fp32, n_tokens. A token whose row is not finite is dropped and counted.
+    hessian [in, in] fp32, abs_sum [in] fp32, n_tokens. A token whose row is not finite, or whose
+    squares would not be, is dropped and counted.
     """
 
     def __init__(self, in_features: int, device: torch.device | None = None) -> None:
@@ -29,7 +32,7 @@ class InputStatistics:
     def add(self, x: Tensor) -> None:
         """`x` [..., in], any float dtype."""
         rows = x.reshape(-1, x.shape[-1])
-        finite = torch.isfinite(rows).all(dim=1)
+        finite = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) <= LARGEST_ROW
         if not finite.all():
             self.dropped_rows += int((~finite).sum())
             rows = rows[finite]

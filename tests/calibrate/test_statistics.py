@@ -35,6 +35,15 @@ def test_rows_that_are_not_finite_are_dropped_and_counted() -> None:
     torch.testing.assert_close(statistics.hessian, filled(x).hessian, rtol=1e-5, atol=1e-4)
 
 
+def test_rows_whose_squares_overflow_are_dropped_and_counted() -> None:
+    """1e20 is a float32, its square is none; of rows of 1e18 the tenth would be too many."""
+    x = data()
+    for large, dropped in ((1e20, 10), (1e18, 10), (1e12, 0)):
+        statistics = filled(torch.cat([x, torch.full((10, 6), large)]))
+        assert statistics.dropped_rows == dropped
+        assert bool(torch.isfinite(statistics.hessian).all() & torch.isfinite(statistics.abs_sum).all())
+
+
 def test_batches_of_windows_are_rows() -> None:
     x = data().view(5, 10, 6)
     assert filled(x).n_tokens == 50
