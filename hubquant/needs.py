@@ -110,9 +110,15 @@ class Reading:
         return max(factor, rounding, decoding)
 
     @property
+    def factor(self) -> int:
+        """Of H's inverse: kept while the layer is at work, for all GGUF variants."""
+        return FLOAT * self.width**2
+
+    @property
     def encoding(self) -> int:
-        """GGUF: the matrix reordered, decoded, its error, and that times H and times itself."""
-        return 5 * self.largest
+        """GGUF: the factor in the making beside H reordered and its inverse; or the matrix reordered, what is left of it, decoded,
+        its error, and that times H."""
+        return max(2 * self.factor, 5 * self.largest)
 
     def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
         """Of all that is done for these linears, in one pass over so many tokens."""
@@ -122,7 +128,7 @@ class Reading:
         for v in variants:
             error = 4.0 * weights * self.width  # of the output, before and after
             if v.format == "gguf":
-                products += error * len(_kinds(v))
+                products += (error + weights * self.width) * len(_kinds(v)) + 4 / 3 * self.width**3
                 others += weights * speed.encoding[v.name]
             else:
                 products += error + (1 + 2 * SCALES_TRIED) * weights * self.width + 4 / 3 * self.width**3
@@ -144,12 +150,16 @@ class LayerShape:
         """Bytes while the layer is at work; `tokens` of one window."""
         sums = sum(r.sums // (self.parts if r.expert else 1) for r in self.readings)
         linears = sum(r.weights // (self.parts if r.expert else 1) for r in self.readings)
+        formats = [v.format for v in variants]
+        factors = sum(r.factor // (self.parts if r.expert else 1) for r in self.readings) if "gguf" in formats else 0
+        # they are there for a packed variant too if a GGUF variant came before it
+        kept = factors if any(f != "gguf" and "gguf" in formats[:i] for i, f in enumerate(formats)) else 0
         stages = [FLOAT * tokens * 4 * max(max(r.rows) for r in self.readings)]
-        if any(v.format != "gguf" for v in variants):
-            stages += [r.searching for r in self.readings]
-            stages += [linears + sums + r.solving for r in self.readings]
-        if any(v.format == "gguf" for v in variants):
-            stages += [r.encoding for r in self.readings]
+        if set(formats) - {"gguf"}:
+            stages += [kept + r.searching for r in self.readings]
+            stages += [kept + linears + sums + r.solving for r in self.readings]
+        if factors:
+            stages += [factors + r.encoding for r in self.readings]
         return self.weights + sums + max(stages)
 
 

@@ -158,12 +158,14 @@ class SkeletonWriter:
                 self._written.add((name, start))
 
     def state(self) -> State:
-        """Of the sums alone: the file is written in `finish`."""
-        return {} if self.imatrix is None else self.imatrix.state()
+        self._file.sync()
+        return {"written": sorted(self._written), "imatrix": None if self.imatrix is None else self.imatrix.state()}
 
     def restore(self, state: State) -> None:
+        self._file.restore()
+        self._written = {(name, start) for name, start in state["written"]}
         if self.imatrix is not None:
-            self.imatrix.restore(state)
+            self.imatrix.restore(state["imatrix"])
 
     def finish(self) -> Artifact:
         records = tuple(self._write(name) for name in self.skeleton.shapes)
