@@ -2,7 +2,7 @@
 
 Block by block of columns: the type's own encoder chooses the scales of what earlier blocks have left of the weights, under the
 importance of the columns; then the codes are chosen column by column, each making up for the errors before it; and what the block
-got wrong moves on to the blocks after it. Blocks, sub-blocks and columns are taken in the order of their importance. Of types
+got wrong moves on to the blocks after it; at last every code is asked again, given all others (descent.py). Blocks, sub-blocks and columns are taken in the order of their importance. Of types
 without a grid of their own (IQ1 to IQ3, ternary ones, MXFP4) the encoder's codes stay, and the error moves on from block to block.
 """
 
@@ -14,10 +14,12 @@ from hubquant_kernels.ggml_grid import GRIDDED, BlockGrid, block_grid
 from hubquant_kernels.gptq_block import gptq_block
 from torch import Tensor
 
+from hubquant.quantize.descent import Codes, descend
 from hubquant.quantize.ggml import decode, encode, ggml_type
 from hubquant.quantize.gptq import inverse_cholesky
 
 DAMP_RATIO = 0.02
+SWEEPS = 2
 # columns between two updates of all that is left, and the sizes of sub-blocks, each a part of the one before
 BLOCKS = (256, 128, 64, 32)
 SUB_BLOCKS = (32, 16)
@@ -36,6 +38,7 @@ class Factor:
     def __init__(self, hessian: Tensor, damp_ratio: float = DAMP_RATIO) -> None:
         self.block = next(b for b in BLOCKS if hessian.shape[0] % b == 0)
         self.order = nested_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
+        self.hessian, self.damp = hessian, damp_ratio * float(hessian.diagonal()[hessian.diagonal() > 0].mean())
         self.importance = hessian.diagonal() / hessian.diagonal().amax()
         self.U = inverse_cholesky(hessian[self.order][:, self.order] / hessian.diagonal().amax(), damp_ratio)
 
@@ -45,10 +48,10 @@ def has_blocks(width: int) -> bool:
     return width % BLOCKS[-1] == 0
 
 
-def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor) -> Tensor:
+def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor, sweeps: int = SWEEPS) -> Tensor:
     """Weights [out, in], float → uint8 [out, row_bytes], with a small tr(ΔHΔᵀ) rather than a small Σ importance·error².
 
-    Raises what `encode` raises.
+    `sweeps`: how often the codes are asked again, of types that have a grid. Raises what `encode` raises.
     """
     kind = ggml_type(type_name)
     if type_name in EXACT:
@@ -71,7 +74,20 @@ def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor) -> Tens
             Err = torch.linalg.solve_triangular(U_block, error, upper=True, left=False)
         data[:, place] = found
         W[:, end:] -= Err @ U[start:end, end:]
+    if sweeps and type_name in GRIDDED:
+        return _asked_again(weight.float(), data.view(-1, kind.type_size), type_name, factor, sweeps)
     return data.flatten(1)
+
+
+def _asked_again(weight: Tensor, blocks: Tensor, type_name: str, factor: Factor, sweeps: int) -> Tensor:
+    grid = block_grid(blocks, type_name)
+    if grid.top is None:
+        return blocks.view(len(weight), -1)
+    step = grid.scale.view(len(weight), -1)
+    offset = -grid.zero * step if grid.minimum is None else -grid.minimum.view_as(step)
+    found = Codes(grid.codes.view_as(weight).float(), step, offset, grid.top)
+    descend(weight, found, factor.hessian, factor.damp, sweeps)
+    return grid.recode(found.codes.to(torch.uint8).view(len(blocks), -1)).view(len(weight), -1)
 
 
 def _choose_codes(left: Tensor, U: Tensor, grid: BlockGrid, inside: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,25 +2,29 @@
 
 What differs from the paper: channels are taken in order of importance without leaving their groups (whole groups first,
 then channels inside a group), so no g_idx has to be stored; a group's scale is searched under the error that remains
-after compensation; damping rises until the Cholesky factorization succeeds.
+after compensation; damping rises until the Cholesky factorization succeeds; afterwards codes and scales are asked again, each
+given all others (descent.py).
 """
 
 import torch
 from hubquant_kernels.gptq_block import gptq_group
 from torch import Tensor
 
+from hubquant.quantize.descent import Codes, descend
 from hubquant.quantize.grid import Grid, QuantizedWeight
 
 DAMP_RATIO = 0.05
 MAX_DAMP_RATIO = 1.0
+SWEEPS = 2
 LARGEST_SCALE = torch.finfo(torch.float16).max
 
 
-def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
+def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO, sweeps: int = SWEEPS) -> QuantizedWeight:
     """Quantize weight [out, in] under hessian [in, in] = Σxᵀx; in is a multiple of grid.group_size.
 
     Channels without any activation (zero diagonal) have no say in the scale of their group and are rounded to it. A group
-    without any, or an all-zero hessian, is rounded to nearest. Weights that no float16 scale reaches are clipped.
+    without any, or an all-zero hessian, is rounded to nearest. Weights that no float16 scale reaches are clipped. `sweeps`: how
+    often codes and scales are asked again.
     """
     order = group_order(hessian.diagonal(), grid.group_size)
     limit = LARGEST_SCALE * grid.middle
@@ -43,6 +47,13 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_
         scales[:, group], zeros[:, group] = scale[:, 0], zero[:, 0]
         codes[:, order[start:end]] = block
         W[:, end:] -= Err @ U[start:end, end:]
+    del U, W
+    if sweeps and bool(seen.any()):
+        scales = scales.half().float()
+        found = Codes(codes.float(), scales, -zeros * scales, grid.max_code)
+        damp = damp_ratio * float(hessian.diagonal()[hessian.diagonal() > 0].mean())
+        descend(weight.float().clamp(-limit, limit), found, hessian, damp, sweeps, zeros)
+        codes, scales = found.codes.to(torch.uint8), found.step
     return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
 
 

@@ -25,6 +25,7 @@ def test_any_codes_can_be_put_into_the_blocks(type_name: str) -> None:
     kind = GGML_TYPES[type_name]
     data = ggml_quantize(weight, None, type_name, "reference").view(-1, kind.type_size)
     grid = block_grid(data, type_name)
+    assert torch.equal(grid.recode(grid.codes), data)
     assert grid.scale.shape == (len(data), kind.block_size // grid.size)
     codes = torch.randint(0, (15 if grid.top is None else grid.top) + 1, (len(data), kind.block_size), generator=generator)
     recoded = grid.recode(codes.to(torch.uint8))

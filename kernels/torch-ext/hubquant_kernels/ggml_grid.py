@@ -12,8 +12,8 @@ from torch import Tensor
 from . import ggml_layout as layout
 from .ggml_types import GGML_TYPES
 
-# scale, minimum, and how other codes are packed
-Fields = tuple[Tensor, Tensor | None, Callable[[Tensor], Tensor]]
+# scale, minimum, codes, and how other codes are packed
+Fields = tuple[Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class BlockGrid:
     """A weight of sub-block g is scale·(code − zero) − minimum, or scale·VALUES[code] where `top` is None.
 
     `scale` [n, g] and `minimum` [n, g] or None are float32, codes run 0..top; `size` weights are a sub-block.
-    `recode` takes other codes, uint8 [n, block_size], into the bytes of the same blocks.
+    `codes` are the blocks' own, uint8 [n, block_size]; `recode` takes others into the bytes of the same blocks.
     """
 
     scale: Tensor
@@ -29,14 +29,15 @@ class BlockGrid:
     zero: int
     top: int | None
     size: int
+    codes: Tensor
     recode: Callable[[Tensor], Tensor]
 
 
 def block_grid(data: Tensor, type_name: str) -> BlockGrid:
     """The grid of blocks uint8 [n, type_size] of a type of GRIDDED."""
     zero, top, read = _GRIDS[type_name]
-    scale, minimum, recode = read(data)
-    return BlockGrid(scale, minimum, zero, top, GGML_TYPES[type_name].block_size // scale.shape[1], recode)
+    scale, minimum, codes, recode = read(data)
+    return BlockGrid(scale, minimum, zero, top, GGML_TYPES[type_name].block_size // scale.shape[1], codes, recode)
 
 
 def _half(data: Tensor, start: int) -> Tensor:
@@ -44,58 +45,65 @@ def _half(data: Tensor, start: int) -> Tensor:
 
 
 def _q4_k(data: Tensor) -> Fields:
-    d, dmin, sc, m, _ = layout.unpack_q4_k(data)
-    return d.float() * sc.float(), dmin.float() * m.float(), lambda codes: layout.pack_q4_k(d, dmin, sc, m, codes)
+    d, dmin, sc, m, own = layout.unpack_q4_k(data)
+    return d.float() * sc.float(), dmin.float() * m.float(), own, lambda codes: layout.pack_q4_k(d, dmin, sc, m, codes)
 
 
 def _q5_k(data: Tensor) -> Fields:
-    d, dmin, sc, m, _ = layout.unpack_q5_k(data)
-    return d.float() * sc.float(), dmin.float() * m.float(), lambda codes: layout.pack_q5_k(d, dmin, sc, m, codes)
+    d, dmin, sc, m, own = layout.unpack_q5_k(data)
+    return d.float() * sc.float(), dmin.float() * m.float(), own, lambda codes: layout.pack_q5_k(d, dmin, sc, m, codes)
 
 
 def _q2_k(data: Tensor) -> Fields:
-    d, dmin, sc, m, _ = layout.unpack_q2_k(data)
-    return d.float() * sc.float(), dmin.float() * m.float(), lambda codes: layout.pack_q2_k(d, dmin, sc, m, codes)
+    d, dmin, sc, m, own = layout.unpack_q2_k(data)
+    return d.float() * sc.float(), dmin.float() * m.float(), own, lambda codes: layout.pack_q2_k(d, dmin, sc, m, codes)
 
 
 def _q6_k(data: Tensor) -> Fields:
-    d, sc, _ = layout.unpack_q6_k(data)
-    return d.float() * sc.float(), None, lambda codes: layout.pack_q6_k(d, sc, codes)
+    d, sc, own = layout.unpack_q6_k(data)
+    return d.float() * sc.float(), None, own, lambda codes: layout.pack_q6_k(d, sc, codes)
 
 
 def _q3_k(data: Tensor) -> Fields:
-    d, sc, _ = layout.unpack_q3_k(data)
-    return d.float() * sc.float(), None, lambda codes: layout.pack_q3_k(d, sc, codes)
+    d, sc, own = layout.unpack_q3_k(data)
+    return d.float() * sc.float(), None, own, lambda codes: layout.pack_q3_k(d, sc, codes)
 
 
 def _iq4_xs(data: Tensor) -> Fields:
-    d, sc, _ = layout.unpack_iq4_xs(data)
-    return d.float() * sc.float(), None, lambda codes: layout.pack_iq4_xs(d, sc, codes)
+    d, sc, own = layout.unpack_iq4_xs(data)
+    return d.float() * sc.float(), None, own, lambda codes: layout.pack_iq4_xs(d, sc, codes)
 
 
 def _nibbles(data: Tensor) -> Fields:
     """Q4_0 and IQ4_NL."""
-    return _half(data, 0), None, lambda codes: torch.cat((data[:, :2], layout.pack_nibbles(codes, 16)), dim=1)
+    own = layout.unpack_nibbles(data[:, 2:], 16)
+    return _half(data, 0), None, own, lambda codes: torch.cat((data[:, :2], layout.pack_nibbles(codes, 16)), dim=1)
 
 
 def _q5_0(data: Tensor) -> Fields:
-    return _half(data, 0), None, lambda codes: torch.cat((data[:, :2], _five_bits(codes)), dim=1)
+    return _half(data, 0), None, _from_five_bits(data[:, 2:]), lambda codes: torch.cat((data[:, :2], _five_bits(codes)), dim=1)
 
 
 def _q4_1(data: Tensor) -> Fields:
-    return _half(data, 0), -_half(data, 2), lambda codes: torch.cat((data[:, :4], layout.pack_nibbles(codes, 16)), dim=1)
+    own = layout.unpack_nibbles(data[:, 4:], 16)
+    return _half(data, 0), -_half(data, 2), own, lambda codes: torch.cat((data[:, :4], layout.pack_nibbles(codes, 16)), dim=1)
 
 
 def _q5_1(data: Tensor) -> Fields:
-    return _half(data, 0), -_half(data, 2), lambda codes: torch.cat((data[:, :4], _five_bits(codes)), dim=1)
+    own = _from_five_bits(data[:, 4:])
+    return _half(data, 0), -_half(data, 2), own, lambda codes: torch.cat((data[:, :4], _five_bits(codes)), dim=1)
 
 
 def _q8_0(data: Tensor) -> Fields:
-    return _half(data, 0), None, lambda codes: torch.cat((data[:, :2], codes - 127), dim=1)
+    return _half(data, 0), None, data[:, 2:] + 127, lambda codes: torch.cat((data[:, :2], codes - 127), dim=1)
 
 
 def _five_bits(codes: Tensor) -> Tensor:
     return torch.cat((layout.pack_bit32(codes >> 4), layout.pack_nibbles(codes & 15, 16)), dim=1)
+
+
+def _from_five_bits(data: Tensor) -> Tensor:
+    return layout.unpack_nibbles(data[:, 4:], 16) | (layout.unpack_bit32(data[:, :4]) << 4)
 
 
 # the code of zero, the largest code, and how the fields are read
