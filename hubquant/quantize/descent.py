@@ -39,13 +39,14 @@ class Codes:
         return self.step[:, group], self.offset[:, group]
 
 
-def descend(weight: Tensor, found: Codes, hessian: Tensor, damp: float, sweeps: int, zeros: Tensor | None = None) -> None:
-    """Improve the codes of weight [out, in] in place under hessian [in, in] + damp·I; damp > 0.
+def descend(weight: Tensor, found: Codes, hessian: Tensor, damp: Tensor, sweeps: int, zeros: Tensor | None = None) -> None:
+    """Improve the codes of weight [out, in] in place under hessian [in, in] + diag(damp [in]).
 
+    A column of which both are zero has no say, and its codes stay.
     With `zeros` [out, n_groups], the codes that stand for 0, the steps are fitted anew as well, and keep float16 values.
     """
     error = weight - found.values(0, weight.shape[1])
-    gradient = torch.addmm(error, error, hessian, beta=damp)
+    gradient = torch.addmm(error * damp, error, hessian)
     for _ in range(sweeps):
         for start in range(0, weight.shape[1], BLOCK):
             end = min(start + BLOCK, weight.shape[1])
@@ -56,19 +57,19 @@ def descend(weight: Tensor, found: Codes, hessian: Tensor, damp: float, sweeps: 
             _follow(gradient, moved, start, hessian, damp)
 
 
-def _follow(gradient: Tensor, moved: Tensor, start: int, hessian: Tensor, damp: float) -> None:
+def _follow(gradient: Tensor, moved: Tensor, start: int, hessian: Tensor, damp: Tensor) -> None:
     """The gradient after the values of the columns from `start` on moved."""
     end = start + moved.shape[1]
     gradient.addmm_(moved, hessian[start:end], alpha=-1)
-    gradient[:, start:end].sub_(moved, alpha=damp)
+    gradient[:, start:end].sub_(moved * damp[start:end])
 
 
-def _refit(found: Codes, group: int, zero: Tensor, gradient: Tensor, hessian: Tensor, damp: float) -> None:
+def _refit(found: Codes, group: int, zero: Tensor, gradient: Tensor, hessian: Tensor, damp: Tensor) -> None:
     """The step of one group with the least error for its codes; the old one where float16 has none that is better."""
     start, end = group * found.group_size, (group + 1) * found.group_size
     levels = found.codes[:, start:end] - zero[:, None]
     slope = (gradient[:, start:end] * levels).sum(1)
-    curvature = (torch.addmm(levels, levels, hessian[start:end, start:end], beta=damp) * levels).sum(1)
+    curvature = (torch.addmm(levels * damp[start:end], levels, hessian[start:end, start:end]) * levels).sum(1)
     old = found.step[:, group]
     new = (old + slope / curvature.clamp(min=TINY)).half().float()
     change = new - old
@@ -79,19 +80,19 @@ def _refit(found: Codes, group: int, zero: Tensor, gradient: Tensor, hessian: Te
     _follow(gradient, change[:, None] * levels, start, hessian, damp)
 
 
-def _choose_again(found: Codes, start: int, end: int, gradient: Tensor, hessian: Tensor, damp: float) -> Tensor:
+def _choose_again(found: Codes, start: int, end: int, gradient: Tensor, hessian: Tensor, damp: Tensor) -> Tensor:
     """New codes for these columns, one after the other; returns by how much their values moved, [out, end − start]."""
-    step, offset = (t.T.contiguous() for t in found.columns(start, end))
+    step = found.columns(start, end)[0].T.contiguous()
     step = torch.where(step == 0, TINY, step)
     codes, G, H = (
         found.codes[:, start:end].T.contiguous(),
         gradient[:, start:end].T.contiguous(),
         hessian[start:end, start:end].clone(),
     )
-    H.diagonal().add_(damp)
-    before = codes.clone()
+    H.diagonal().add_(damp[start:end])
+    before, curvature = codes.clone(), H.diagonal().clamp(min=TINY)
     for i, old in enumerate(codes):
-        wanted = old + G[i] / (H[i, i] * step[i])
+        wanted = old + G[i] / (curvature[i] * step[i])
         new = wanted.round_().clamp_(0, found.top)
         G.addr_(H[i], (new - old) * step[i], alpha=-1)
         old.copy_(new)

@@ -2,8 +2,9 @@
 
 Block by block of columns: the type's own encoder chooses the scales of what earlier blocks have left of the weights, under the
 importance of the columns; then the codes are chosen column by column, each making up for the errors before it; and what the block
-got wrong moves on to the blocks after it; at last every code is asked again, given all others (descent.py). Blocks, sub-blocks and columns are taken in the order of their importance. Of types
-without a grid of their own (IQ1 to IQ3, ternary ones, MXFP4) the encoder's codes stay, and the error moves on from block to block.
+got wrong moves on to the blocks after it. Blocks, sub-blocks and columns are taken in the order of their importance. At last every
+code is asked again, given all others (descent.py). Of types without a grid of their own (IQ1 to IQ3, ternary ones, MXFP4) the
+encoder's codes stay, and the error moves on from block to block.
 """
 
 from collections.abc import Sequence
@@ -38,7 +39,8 @@ class Factor:
     def __init__(self, hessian: Tensor, damp_ratio: float = DAMP_RATIO) -> None:
         self.block = next(b for b in BLOCKS if hessian.shape[0] % b == 0)
         self.order = nested_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
-        self.hessian, self.damp = hessian, damp_ratio * float(hessian.diagonal()[hessian.diagonal() > 0].mean())
+        seen = hessian.diagonal() > 0
+        self.hessian, self.damp = hessian, damp_ratio * hessian.diagonal()[seen].mean() * seen
         self.importance = hessian.diagonal() / hessian.diagonal().amax()
         self.U = inverse_cholesky(hessian[self.order][:, self.order] / hessian.diagonal().amax(), damp_ratio)
 

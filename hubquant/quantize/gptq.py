@@ -51,7 +51,8 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_
     if sweeps and bool(seen.any()):
         scales = scales.half().float()
         found = Codes(codes.float(), scales, -zeros * scales, grid.max_code)
-        damp = damp_ratio * float(hessian.diagonal()[hessian.diagonal() > 0].mean())
+        diagonal = hessian.diagonal()
+        damp = damp_ratio * diagonal[diagonal > 0].mean() * (diagonal > 0)
         descend(weight.float().clamp(-limit, limit), found, hessian, damp, sweeps, zeros)
         codes, scales = found.codes.to(torch.uint8), found.step
     return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)

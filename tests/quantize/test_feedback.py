@@ -40,7 +40,7 @@ def test_every_code_is_the_nearest_to_what_the_columns_before_have_left(type_nam
     """Optimal brain compression (Frantar and Alistarh 2022) with the inverse itself, reduced column by column in float64."""
     weight, hessian = problem(out=8, width=256)
     factor = Factor(hessian)
-    data = encode_with_feedback(weight, type_name, factor)
+    data = encode_with_feedback(weight, type_name, factor, sweeps=0)
     stored, kind = decode(data, type_name).double(), GGML_TYPES[type_name]
     grid = block_grid(data.view(-1, kind.type_size), type_name)
     scale = grid.scale.abs().view(8, -1).repeat_interleave(grid.size, dim=1).double()
@@ -73,6 +73,14 @@ def test_without_correlation_it_is_rounding() -> None:
     fed = decode(encode_with_feedback(weight, "Q4_K", Factor(torch.diag(importance), damp_ratio=0.0)), "Q4_K")
     hessian = torch.diag(importance)
     assert loss(weight, fed, hessian) == pytest.approx(loss(weight, plain, hessian), rel=1e-5)
+
+
+@pytest.mark.parametrize("type_name", [t for t in GRIDDED if not t.startswith("IQ4")])
+def test_asking_again_takes_more_off(type_name: str) -> None:
+    weight, hessian = problem()
+    factor = Factor(hessian)
+    once, again = (loss(weight, decode(encode_with_feedback(weight, type_name, factor, n), type_name), hessian) for n in (0, 2))
+    assert again < once
 
 
 @pytest.mark.parametrize("type_name", EXACT)
