@@ -92,11 +92,10 @@ smollm2: $(VENV)/.installed   ## quantize and measure a real small model, and ke
 	$(BIN)/python tests/benchmarks/readme.py --keep .cache/smollm2-135m-out smollm2-135m
 
 # Every peer in an environment of its own (.cache/peers; HUBQUANT_PEERS names another folder); what has a result is not run again.
-# hubquant's own rows alone, which need no peer: make scoreboard MODELS=… TOOLS='--tool hubquant --again'
+# hubquant's own rows alone, which need no peer: make scoreboard MODELS=… TOOLS='--tool hubquant --matched --again'
 MODELS ?= .cache/smollm2-135m
 TOOLS  ?=
 CALIBRATION ?= prose-calib
 TEXT ?= prose-eval
-MAX_TOKENS ?= 8192
 scoreboard: $(VENV)/.installed   ## every tool on the same model, tokens and bits, measured by one evaluator, kept for the README
-	$(BIN)/python tests/benchmarks/scoreboard.py $(MODELS) $(TOOLS) --calibration $(CALIBRATION) --text $(TEXT) --max-tokens $(MAX_TOKENS)
+	$(BIN)/python tests/benchmarks/scoreboard.py $(MODELS) $(TOOLS) --calibration $(CALIBRATION) --text $(TEXT)

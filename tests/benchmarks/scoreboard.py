@@ -1,7 +1,8 @@
 """The scoreboard: every tool on the same model, calibration tokens and bits, each file measured by hubquant's evaluator.
 
 python tests/benchmarks/scoreboard.py MODEL…                        every tool; what has a result is not run again
-python tests/benchmarks/scoreboard.py MODEL --tool hubquant --again hubquant's rows anew; needs none of the peers' environments
+python tests/benchmarks/scoreboard.py MODEL… --tool hubquant --matched --again
+                                                                    hubquant's rows anew; needs none of the peers' environments
 python tests/benchmarks/scoreboard.py --show                        the tables of what is kept
 
 Results are kept in tests/benchmarks/results/peers/; `make readme` makes the README's tables of them. Peers live in .cache/peers, or
@@ -26,6 +27,7 @@ from hubquant.evaluate.divergence import compare
 from hubquant.evaluate.perplexity import windows
 
 ROOT = Path(__file__).parents[2]
+MAX_TOKENS = 16384
 
 
 def run(model: Path, options: argparse.Namespace) -> None:
@@ -35,7 +37,9 @@ def run(model: Path, options: argparse.Namespace) -> None:
     calibration = prepare(model, options.calibration, options.windows, options.window, work)
     for name in options.tool or TOOLS:
         tool = TOOLS[name]
-        wanted = [v for v in tool.variants if not options.variant or v in options.variant]
+        others = {row.variant for row in results.rows() if row.tool != name and row.evaluation is not None}
+        asked = options.variant or (others if options.matched else tool.variants)
+        wanted = [v for v in tool.variants if v in asked]
         missing = [v for v in wanted if options.again or results.get(name, v) is None]
         if not missing:
             continue
@@ -97,10 +101,19 @@ def measured(model: Path, rows: dict[str, Row], made: Mapping[str, Made], option
         bits = artifacts.matrices_bits(path, base)
         rows[variant] = replace(rows[variant], size_bytes=size, file_bits=8 * size / n_parameters, matrix_bits=bits)
     if decoders:
-        scored = windows(options.protocol, options.text, opened.tokenizer, options.max_tokens)
+        max_tokens = options.max_tokens or tokens_of(Results(model.name).rows()) or MAX_TOKENS
+        scored = windows(options.protocol, options.text, opened.tokenizer, max_tokens)
         for evaluation in compare(base, decoders, scored, lambda done, total: None):
             rows[evaluation.variant] = replace(rows[evaluation.variant], evaluation=evaluation)
     return rows
+
+
+def tokens_of(rows: list[Row]) -> int:
+    """How many tokens of the text the kept rows were measured on, so that new ones compare; 0 if there are none."""
+    for protocol in (row.evaluation.protocol for row in rows if row.evaluation is not None):
+        unscored = protocol.window // 2 if protocol.scored == "second half" else 0
+        return protocol.n_tokens // (protocol.window - 1 - unscored) * protocol.window
+    return 0
 
 
 def show(results: Results) -> None:
@@ -119,6 +132,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="model folders")
     p.add_argument("--tool", action="append", choices=list(TOOLS), help="only this tool; repeat it")
     p.add_argument("--variant", action="append", help="only this variant; repeat it")
+    p.add_argument("--matched", action="store_true", help="only variants that another tool has a row of")
     p.add_argument("--again", action="store_true", help="run again what has a result")
     p.add_argument("--show", action="store_true", help="only print what is kept")
     p.add_argument("--calibration", default="prose-calib", help="text that every tool calibrates on: a file, or a bundled one")
@@ -126,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--window", type=int, default=512, help="tokens per calibration window")
     p.add_argument("--text", default="prose-eval", help="text that is scored")
     p.add_argument("--protocol", default="gptq-512")
-    p.add_argument("--max-tokens", type=int, default=16384, help="tokens of it that are used")
+    p.add_argument("--max-tokens", type=int, help=f"tokens of it that are used; default: as in the kept rows, or {MAX_TOKENS}")
     p.add_argument("--threads", type=int, default=1, help="threads of every tool")
     p.add_argument("--iterations", type=int, default=200, help="auto-round's iterations per layer; its default is 200")
     p.add_argument("--alone", action="store_true", help="hubquant makes one variant per run, not all in one pass")

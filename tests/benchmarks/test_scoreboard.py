@@ -34,6 +34,10 @@ def test_a_row_is_made_measured_kept_and_not_made_twice(
     assert "hubquant, gguf-q4_0" in printed
     scoreboard.run(bundled, asked)
     assert "hubquant, gguf-q4_0" not in capsys.readouterr().out
+    assert scoreboard.tokens_of([q4_0]) == 1024  # so that a later row compares
+    matched = scoreboard.parser().parse_args(options(tmp_path / "work", "--matched", "--again"))
+    scoreboard.run(bundled, matched)  # no other tool has a row, so none is made
+    assert "hubquant, gguf" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -150,15 +150,8 @@ def llama_cpp(job: Job, variant: str) -> Made:
 
 def check_tokens(job: Job, base: Path) -> None:
     """llama.cpp must read the calibration text as the same token ids. Raises Failed at the first that differs."""
-    ask = [
-        str(environments.llama_program("llama-tokenize")),
-        "-m",
-        str(base),
-        "-f",
-        str(job.calibration.text),
-        "--ids",
-        "--log-disable",
-    ]
+    ask = [str(environments.llama_program("llama-tokenize")), "-m", str(base), "-f", str(job.calibration.text)]
+    ask += ["--ids", "--no-escape", "--no-parse-special", "--log-disable"]
     told = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
     found = json.loads(told[told.index("[") :])
     wanted = [token for window in json.loads(job.calibration.ids.read_text()) for token in window]
