@@ -2,7 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from peers.results import Results, Row, Step
+from peers.results import Results, Row, Step, models
 from peers.tables import full_table, goal_table, model_tables, order, scores, speed
 
 from hubquant.artifact import Evaluation, Protocol
@@ -87,6 +87,8 @@ def test_results_are_kept_and_come_back(tmp_path: Path) -> None:
     assert results.get("auto-round RTN", "gguf-q4_0") == first
     assert {p.name for p in (tmp_path / "tiny").iterdir()} == {"auto-round-rtn.gguf-q4_0.json", "b.gguf-q4_0.json"}
     assert results.rows() == [first, failed]
+    Results("other", tmp_path).keep(failed)
+    assert models(tmp_path) == ["tiny"]  # of the other nothing was measured
     text = model_tables(results, lambda headings, rows: str(rows))
     for said in (
         "base perplexity 10.000",

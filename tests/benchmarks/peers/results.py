@@ -86,8 +86,9 @@ class Results:
 
 
 def models(folder: Path = RESULTS) -> list[str]:
-    """The models that have results, largest last by name."""
-    return sorted(path.name for path in folder.glob("*") if path.is_dir())
+    """The models of which something was measured, by name."""
+    found = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    return [name for name in found if any(row.evaluation is not None for row in Results(name, folder).rows())]
 
 
 def _plain(tool: str) -> str:
