@@ -94,7 +94,7 @@ def plan(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings of the bot, for its policy's answer.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What `quantize` would make of MODEL and need for it: sizes, memory, disk, time, and with --config the policy's answer."""
+    """What `quantize` would do with MODEL and need for it: sizes, memory, disk, time, and with --config the policy's answer."""
     from hubquant.plan import plan as planned
 
     settings = None if config is None else Settings.read(config)
