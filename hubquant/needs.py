@@ -29,7 +29,8 @@ from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
 from hubquant.quantize import gptq
-from hubquant.quantize.ggml import GGML_TYPES, encode
+from hubquant.quantize.feedback import Factor, encode_with_feedback
+from hubquant.quantize.ggml import GGML_TYPES
 from hubquant.quantize.grid import Grid
 from hubquant.recipe import Frozen, Recipe, Variant, variant
 
@@ -66,7 +67,8 @@ class Speed:
         square, weight = (torch.randn(1024, 1024, generator=random), torch.randn(rows, width, generator=random))
         hessian, grid = torch.eye(width), Grid(4, 128, False)
         kinds = {name: _kinds(variant(name)) for name in recipe.variants if variant(name).format == "gguf"}
-        of_kind = {k: _seconds(partial(encode, weight, k, torch.ones(width))) for k in sorted({*chain(*kinds.values())})}
+        encoded = partial(encode_with_feedback, weight, factor=Factor(hessian))
+        of_kind = {k: _seconds(partial(encoded, k)) for k in sorted({*chain(*kinds.values())})}
         return cls(
             products=2 * 1024**3 / _seconds(lambda: square @ square),
             rounding=_seconds(lambda: awq_losses(weight, hessian, torch.ones(1, width), 4, 128, False)) / weight.numel(),
@@ -103,11 +105,12 @@ class Reading:
     @property
     def solving(self) -> int:
         """GPTQ: the stacked weights and their reordered copy, with H, its factor and its inverse; then U, codes, and the
-        compensation of the columns to come; then the decoded weights on their way."""
+        compensation of the columns to come; then, when codes are asked again, weights, codes as float32, values, error, the damped
+        error and the gradient; then the decoded weights on their way."""
         factor = 2 * self.weights + 3 * FLOAT * self.width**2
         rounding = 3 * self.weights + self.weights // FLOAT + FLOAT * self.width**2
         decoding = self.weights // FLOAT + 5 * self.largest
-        return max(factor, rounding, decoding)
+        return max(factor, rounding, 6 * self.weights, decoding)
 
     @property
     def factor(self) -> int:
@@ -116,9 +119,9 @@ class Reading:
 
     @property
     def encoding(self) -> int:
-        """GGUF: the factor in the making beside H reordered and its inverse; or the matrix reordered, what is left of it, decoded,
-        its error, and that times H."""
-        return max(2 * self.factor, 5 * self.largest)
+        """GGUF: the factor in the making beside H reordered and its inverse; or the matrix, what is left of it, codes, values,
+        error, the damped error and the gradient."""
+        return max(2 * self.factor, 7 * self.largest)
 
     def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
         """Of all that is done for these linears, in one pass over so many tokens."""
