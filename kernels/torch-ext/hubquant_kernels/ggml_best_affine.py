@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .compiled_search import AFFINE_ERRORS, AFFINE_SUMS
 from .ggml_columns import Blocks, rounded16, rows
 from .ggml_columns import columns as as_columns
 from .ggml_search import keep
@@ -74,7 +73,6 @@ class AffineColumns:
     def __init__(self, x: Tensor, w: Tensor | None, kind: AffineKind) -> None:
         self.x, self.w, self.kind = x.flatten(0, 1), None if w is None else w.flatten(0, 1), kind
         self.codes, self.scratch, self.product, self.shifted = (torch.empty_like(self.x) for _ in range(4))
-        self.levels = torch.tensor(float(kind.levels), device=x.device)
         self.sum_w = torch.full_like(self.x[0], len(self.x)) if self.w is None else self.w.sum(0)
 
     def weighted(self, x: Tensor) -> Tensor:
@@ -98,26 +96,15 @@ class AffineColumns:
 
     def trial_sums(self, shifted: Tensor, iscales: Tensor) -> Tensor:
         """Σwl, Σwl², Σwlx under each of the inverse scales [trials, columns]: [3, trials, columns]."""
-        arguments = self._arguments(shifted, iscales)
-        if kernel := AFFINE_SUMS.kernel(*arguments):
-            return kernel(*arguments)
-        with AFFINE_SUMS.instead(*arguments):
-            sums = iscales.new_empty(3, *iscales.shape)
-            for i, iscale in enumerate(iscales):
-                self.sums(self.round(shifted, iscale), shifted, sums[:, i])
+        sums = iscales.new_empty(3, *iscales.shape)
+        for i, iscale in enumerate(iscales):
+            self.sums(self.round(shifted, iscale), shifted, sums[:, i])
         return sums
 
     def trial_errors(self, shifted: Tensor, scales: Tensor) -> Tensor:
         """Σw(shifted − scale·code)² with the best codes under each of the scales [trials, columns]: [trials, columns]."""
-        arguments = self._arguments(shifted, scales, inverse(scales))
-        if kernel := AFFINE_ERRORS.kernel(*arguments):
-            return kernel(*arguments)
-        with AFFINE_ERRORS.instead(*arguments):
-            trials = zip(scales, arguments[2], strict=True)
-            return torch.stack([self.error(shifted, self.round(shifted, i), s) for s, i in trials])
-
-    def _arguments(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return (*tensors, self.levels) if self.w is None else (*tensors, self.levels, self.w)
+        trials = zip(scales, inverse(scales), strict=True)
+        return torch.stack([self.error(shifted, self.round(shifted, i), s) for s, i in trials])
 
     def rounded(self, scale: Tensor, minimum: Tensor) -> Tensor:
         """The codes nearest to x under x ≈ scale·code − minimum."""

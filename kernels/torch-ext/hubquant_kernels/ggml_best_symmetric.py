@@ -10,15 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .compiled_search import CODEBOOK_ERRORS, CODEBOOK_SUMS, SYMMETRIC_ERRORS, SYMMETRIC_SUMS
 from .ggml_codebook import codebook, nearest_places, nearest_values
 from .ggml_columns import Blocks, rounded16, rows
 from .ggml_columns import columns as as_columns
 from .ggml_search import keep, signed_peak
 
 TINY = 1e-30
-# compiling pays for columns of up to so many weights; those of 256 take half a minute and gain nothing
-LARGEST = 32
 
 
 class SymmetricKind(NamedTuple):
@@ -49,8 +46,6 @@ def peaks(low: int, high: int, inside: float, beyond: float, count: int) -> tupl
 class SymmetricColumns:
     """The columns of some blocks, as [size, columns], and scratch space for them. `w` None means ones."""
 
-    compiled_sums, compiled_errors = SYMMETRIC_SUMS, SYMMETRIC_ERRORS
-
     def __init__(self, x: Tensor, w: Tensor | None, kind: SymmetricKind) -> None:
         self.x, self.w, self.kind = x.flatten(0, 1), None if w is None else w.flatten(0, 1), kind
         self.codes, self.scratch, self.product = (torch.empty_like(self.x) for _ in range(3))
@@ -77,27 +72,14 @@ class SymmetricColumns:
 
     def trial_sums(self, iscales: Tensor) -> Tensor:
         """Σwl² and Σwlx under each of the inverse scales [trials, columns]: [trials, 2, columns]."""
-        arguments = self._arguments(self.x, self.weighted_x, iscales)
-        if len(self.x) <= LARGEST and (kernel := self.compiled_sums.kernel(*arguments)):
-            return kernel(*arguments)
-        with self.compiled_sums.instead(*arguments):
-            sums = iscales.new_empty(len(iscales), 2, iscales.shape[1])
-            for iscale, out in zip(iscales, sums, strict=True):
-                self.sums(self.round(iscale), out)
+        sums = iscales.new_empty(len(iscales), 2, iscales.shape[1])
+        for iscale, out in zip(iscales, sums, strict=True):
+            self.sums(self.round(iscale), out)
         return sums
 
     def trial_errors(self, scales: Tensor) -> Tensor:
         """Σw(x − scale·code)² with the best codes under each of the scales [trials, columns]: [trials, columns]."""
-        arguments = self._arguments(self.x, scales, inverse(scales))
-        if kernel := self.compiled_errors.kernel(*arguments):
-            return kernel(*arguments)
-        with self.compiled_errors.instead(*arguments):
-            return torch.stack([self.error(self.round(i), s) for s, i in zip(scales, arguments[2], strict=True)])
-
-    def _arguments(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ends = torch.tensor([self.kind.low, self.kind.high], dtype=torch.float32, device=self.x.device).unbind()
-        tensors = tensors if self.kind.codebook else (*tensors, *ends)
-        return tensors if self.w is None else (*tensors, self.w)
+        return torch.stack([self.error(self.round(i), s) for s, i in zip(scales, inverse(scales), strict=True)])
 
     def held(self, codes: Tensor) -> Tensor:
         """The codes that bytes [size, columns] stand for."""
@@ -110,8 +92,6 @@ class SymmetricColumns:
 
 class CodebookColumns(SymmetricColumns):
     """The same for codes that are the values of ggml_codebook; their bytes are places in it."""
-
-    compiled_sums, compiled_errors = CODEBOOK_SUMS, CODEBOOK_ERRORS
 
     def round(self, iscale: Tensor) -> Tensor:
         return self.codes.copy_(nearest_values(torch.mul(self.x, iscale, out=self.codes)))

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .compiled_search import BEST_CODEBOOK_RATIO, BEST_RATIO, BY_MAGNITUDE, BY_SQUARE
 from .ggml_codebook import VALUES, nearest_values
 
 # below this ggml takes a group for all zero
@@ -141,24 +140,7 @@ def affine_search(x: Tensor, w: Tensor, levels: int, first: float, delta: float,
     kept = torch.stack((low, divided(1.0, iscale), low, iscale, low))  # rows error, scale, minimum, inverse scale, origin
     torch.sub(x, low, out=codes).mul_(iscale).round_().clamp_(0, levels)
     problem.error(codes, kept[1], low, absolute, out=kept[0])
-    ladder = _ladder(levels, first, delta, range(steps + 1))
-    compiled = BY_MAGNITUDE if absolute else BY_SQUARE
-    arguments = (
-        x.flatten(0, 1),
-        w.flatten(0, 1),
-        torch.stack((problem.sum_w, problem.rows[2])),
-        kept,
-        iscale,
-        torch.tensor(float(levels)),
-    )
-    step = compiled.kernel(*arguments)
-    if step is not None:
-        for numerator in ladder:
-            iscale = torch.div(torch.tensor(numerator), high - kept[2])
-            kept = step(*arguments[:3], kept, iscale, arguments[5])
-    else:
-        with compiled.instead(*arguments):
-            _affine_trials(problem, kept, high, ladder, levels, absolute)
+    _affine_trials(problem, kept, high, _ladder(levels, first, delta, range(steps + 1)), levels, absolute)
     _, scale, minimum, iscale, origin = kept
     return AffineFit(scale.masked_fill(flat, 0.0), torch.where(flat, -low, -minimum), iscale.masked_fill(flat, 0.0), origin)
 
@@ -199,14 +181,7 @@ def symmetric_search(x: Tensor, w: Tensor, levels: int) -> SymmetricFit:
     ladder = _ladder(levels, 0.0, 0.1, range(-9, 10))
     numerators = (ladder[9], *ladder[:9], *ladder[10:])
     iscales = torch.stack([divided(-numerator, peak) for numerator in numerators])
-    ends = torch.tensor(-float(levels)), torch.tensor(levels - 1.0)
-    arguments = x.flatten(0, 1), w.flatten(0, 1), (w * x).flatten(0, 1), iscales, *ends
-    trials = BEST_RATIO.kernel(*arguments)
-    if trials is not None:
-        scale, iscale = trials(*arguments)
-    else:
-        with BEST_RATIO.instead(*arguments):
-            scale, iscale = _symmetric_trials(x, w, iscales, levels)
+    scale, iscale = _symmetric_trials(x, w, iscales, levels)
     return SymmetricFit(scale.masked_fill(zero, 0.0), iscale.masked_fill(zero, 0.0))
 
 
@@ -238,12 +213,7 @@ def codebook_search(x: Tensor, w: Tensor) -> Tensor:
     peak = torch.where(zero, torch.ones_like(peak), peak)
     first = divided(1.0, peak.neg() / VALUES[0])
     iscales = torch.stack([first, *(divided(numerator, peak) for numerator in range(VALUES[0] - 7, VALUES[0] + 8))])
-    arguments = x.flatten(0, 1), w.flatten(0, 1), iscales
-    trials = BEST_CODEBOOK_RATIO.kernel(*arguments)
-    if trials is not None:
-        return trials(*arguments).masked_fill(zero, 0.0)
-    with BEST_CODEBOOK_RATIO.instead(*arguments):
-        return _codebook_trials(x, w, iscales).masked_fill(zero, 0.0)
+    return _codebook_trials(x, w, iscales).masked_fill(zero, 0.0)
 
 
 def _codebook_trials(x: Tensor, w: Tensor, iscales: Tensor) -> Tensor:

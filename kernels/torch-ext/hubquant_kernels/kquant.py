@@ -6,7 +6,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .compiled_search import IMPORTANCE_WEIGHTS
 from .ggml_best_affine import AffineBytes, AffineKind, improve_two_level
 from .ggml_columns import Blocks, columns, exact_root, rows, stored
 from .ggml_layout import pack_q2_k, pack_q4_k, pack_q5_k
@@ -39,14 +38,9 @@ def superblock_square(squares: Tensor, n: int) -> Tensor:
 
 def importance_weights(x: Tensor, importance: Tensor, spread: float, n: int) -> Tensor:
     """ggml's weights with importance, importance·√(spread·mean(x²) + x²), for columns of n super-blocks."""
-    g = x.shape[2] // n
-    arguments = x.view(-1, g, n), importance.view(-1, g, n), torch.tensor(spread)
-    if kernel := IMPORTANCE_WEIGHTS.kernel(*arguments):
-        return kernel(*arguments).view_as(x)
-    with IMPORTANCE_WEIGHTS.instead(*arguments):
-        squares = x * x
-        sigma2 = (spread * superblock_square(squares, n)).repeat(g)
-        return exact_root(squares.add_(sigma2)).mul_(importance)
+    squares = x * x
+    sigma2 = (spread * superblock_square(squares, n)).repeat(x.shape[2] // n)
+    return exact_root(squares.add_(sigma2)).mul_(importance)
 
 
 def _weights(affine: Affine, x: Tensor, importance: Tensor | None, n: int) -> Tensor:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from . import kquant, kquant_symmetric
+from . import kquant, kquant_symmetric, legacy, ternary
 from .ggml_best_affine import AffineKind
 from .ggml_best_symmetric import SymmetricKind
 
@@ -29,12 +29,20 @@ SOURCE = Path(__file__).parent / "native"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 # how best mode searches
 KINDS: dict[str, AffineKind | SymmetricKind] = {
+    "Q8_0": legacy.Q8_0,
+    "Q4_0": legacy.Q4_0,
+    "Q4_1": AffineKind(15, signed=True),
+    "Q5_0": legacy.Q5_0,
+    "Q5_1": AffineKind(31, signed=True),
+    "IQ4_NL": legacy.IQ4_NL,
     "Q2_K": kquant.Q2_K.kind,
     "Q3_K": kquant_symmetric.Q3_K,
     "Q4_K": kquant.Q4_K.kind,
     "Q5_K": kquant.Q5_K.kind,
     "Q6_K": kquant_symmetric.Q6_K,
     "IQ4_XS": kquant_symmetric.IQ4_XS,
+    "TQ1_0": ternary.TERNARY,
+    "TQ2_0": ternary.TERNARY,
 }
 _lock = threading.Lock()
 

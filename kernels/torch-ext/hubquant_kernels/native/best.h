@@ -120,7 +120,7 @@ struct Affine {
 
     Fields first_fields() const {
         Fields f;
-        if (TOP == 1) {
+        if constexpr (TOP == 1) {
             Fit fit = search(0);
             f.d = greater(rounded16(fit.scale), 0.0f), f.dmin = rounded16(fit.minimum), f.sc[0] = f.m[0] = 1.0f;
             return f;
@@ -293,7 +293,7 @@ struct Symmetric {
         Fields f;
         F scale[GROUPS], l2[GROUPS];
         for (int g = 0; g < GROUPS; g++) search(g, scale[g], l2[g]);
-        if (GROUPS > 1)
+        if constexpr (GROUPS > 1)
             choose_scale(scale, l2, f);
         else
             f.d = rounded16(scale[0]);

@@ -1,5 +1,7 @@
 // LANES blocks as columns: loaded from the rows they stand in, and their bytes written back.
 #pragma once
+#include <utility>
+
 #include "best.h"
 
 typedef uint8_t Row __attribute__((vector_size(LANES)));  // one byte of each block
@@ -63,18 +65,66 @@ struct Blocks {
     }
 };
 
-template <int SIZE>
-inline void load(const float *const rows[LANES], F *out) {
-    float *to = reinterpret_cast<float *>(out);
-    for (int j = 0; j < LANES; j++)
-        for (int i = 0; i < SIZE; i++) to[i * LANES + j] = rows[j][i];
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Mask{__VA_ARGS__})
+#endif
+
+// Number j of vector i for number i of vector j: the halves, quarters, … that stand crosswise change places
+template <class Vector, class Mask, int STEP = 1, int... J>
+inline void transpose(Vector *rows, std::integer_sequence<int, J...> lanes) {
+    constexpr int N = sizeof...(J);
+    if constexpr (STEP < N) {
+#pragma GCC unroll 32
+        for (int i = 0; i < N; i++)
+            if (!(i & STEP)) {
+                Vector a = rows[i], b = rows[i + STEP];
+                rows[i] = SHUFFLE(a, b, (J & STEP ? N + J - STEP : J)...);
+                rows[i + STEP] = SHUFFLE(a, b, (J & STEP ? N + J : J + STEP)...);
+            }
+        transpose<Vector, Mask, 2 * STEP>(rows, lanes);
+    }
 }
 
+// vectors that stand anywhere; memcpy would be made of smaller pieces, which do not come back together fast
+typedef float FloatsAnywhere __attribute__((vector_size(4 * WIDTH), aligned(1), may_alias));
+typedef uint8_t RowAnywhere __attribute__((vector_size(LANES), aligned(1), may_alias));
+
+template <int SIZE>
+inline void load(const float *const rows[LANES], F *out) {
+    auto half = [&](const float *const *from, int i, Floats *tile) {
+#pragma GCC unroll 16
+        for (int j = 0; j < WIDTH; j++) tile[j] = *reinterpret_cast<const FloatsAnywhere *>(from[j] + i);
+        transpose<Floats, Ints>(tile, std::make_integer_sequence<int, WIDTH>());
+    };
+    for (int i = 0; i < SIZE; i += WIDTH) {
+        Floats a[WIDTH], b[WIDTH];
+        half(rows, i, a), half(rows + WIDTH, i, b);
+#pragma GCC unroll 16
+        for (int k = 0; k < WIDTH; k++) out[i + k] = {a[k], b[k]};
+    }
+}
+
+// rows: as many as BYTES, rounded up to a multiple of LANES
 template <int BYTES>
 inline void store(const Row *rows, uint8_t *const out[LANES]) {
-    const uint8_t *from = reinterpret_cast<const uint8_t *>(rows);
-    for (int j = 0; j < LANES; j++)
-        for (int i = 0; i < BYTES; i++) out[j][i] = from[i * LANES + j];
+    constexpr int REST = BYTES % LANES, WHOLE = BYTES - REST;
+    for (int i = 0; i < (REST > 4 ? BYTES : WHOLE); i += LANES) {
+        Row tile[LANES];
+#pragma GCC unroll 32
+        for (int j = 0; j < LANES; j++) tile[j] = rows[i + j];
+        transpose<Row, Row>(tile, std::make_integer_sequence<int, LANES>());
+#pragma GCC unroll 32
+        for (int j = 0; j < LANES; j++)
+            if (i < WHOLE)
+                *reinterpret_cast<RowAnywhere *>(out[j] + i) = tile[j];
+            else
+                memcpy(out[j] + i, &tile[j], REST);
+    }
+    if (REST <= 4)  // not worth turning
+        for (int i = WHOLE; i < BYTES; i++)
+            for (int j = 0; j < LANES; j++) out[j][i] = rows[i][j];
 }
 
 // codes 0..15: in each 2·RUN of them the first RUN take the low nibbles, the others the high ones

@@ -1,5 +1,6 @@
 // Weights to the bytes of one of ggml's block types, LANES blocks at a time. TYPE is its name.
 #include "kquant.h"
+#include "legacy.h"
 #include "symmetric.h"
 
 struct Task {
@@ -17,17 +18,20 @@ extern "C" void hubquant_encode(const Task *task) {
     constexpr int SIZE = TYPE::SIZE, BYTES = TYPE::BYTES;
     Blocks<SIZE> blocks;
     blocks.weighted = task->importance != nullptr, blocks.best = task->best, blocks.trials = task->trials;
-    Row rows[BYTES];
+    Row rows[BYTES + LANES] = {};
     for (int64_t start = 0; start < task->n_blocks; start += LANES) {
         const float *x[LANES], *importance[LANES];
-        float square[LANES];
+        float square[LANES] = {};
         uint8_t *out[LANES], unwanted[BYTES];
         for (int j = 0; j < LANES; j++) {  // what is missing at the end is made up by the block before
             bool wanted = start + j < task->n_blocks;
-            int64_t i = wanted ? start + j : start, b = task->first + i;
+            int64_t i = wanted ? start + j : start;
             x[j] = task->x + i * SIZE, out[j] = wanted ? task->out + i * BYTES : unwanted;
-            importance[j] = task->importance + b / task->per_row * task->stride + b % task->per_row * SIZE;
-            square[j] = task->row_square ? task->row_square[b / task->per_row] : 0.0f;
+            if (blocks.weighted) {
+                int64_t row = (task->first + i) / task->per_row, place = (task->first + i) % task->per_row;
+                importance[j] = task->importance + row * task->stride + place * SIZE;
+                square[j] = task->row_square ? task->row_square[row] : 0.0f;
+            }
         }
         load<SIZE>(x, blocks.x);
         if (blocks.weighted) load<SIZE>(importance, blocks.importance);

@@ -5,6 +5,10 @@
 #include <cstring>
 #include <initializer_list>
 
+#ifdef __SSE__
+#include <immintrin.h>
+#endif
+
 #if defined(__AVX512F__)
 constexpr int WIDTH = 16;
 #elif defined(__AVX__)
@@ -16,6 +20,21 @@ constexpr int LANES = 2 * WIDTH;
 
 typedef float Floats __attribute__((vector_size(4 * WIDTH)));
 typedef int32_t Ints __attribute__((vector_size(4 * WIDTH)));
+
+// y where x is no number; compilers do not find the instruction
+#if defined(__AVX512F__)
+inline Floats greater(Floats x, Floats y) { return _mm512_max_ps(x, y); }
+inline Floats less(Floats x, Floats y) { return _mm512_min_ps(x, y); }
+#elif defined(__AVX__)
+inline Floats greater(Floats x, Floats y) { return _mm256_max_ps(x, y); }
+inline Floats less(Floats x, Floats y) { return _mm256_min_ps(x, y); }
+#elif defined(__SSE__)
+inline Floats greater(Floats x, Floats y) { return _mm_max_ps(x, y); }
+inline Floats less(Floats x, Floats y) { return _mm_min_ps(x, y); }
+#else
+inline Floats greater(Floats x, Floats y) { return x > y ? x : y; }
+inline Floats less(Floats x, Floats y) { return x < y ? x : y; }
+#endif
 
 struct I {  // whole numbers, or a mask: all bits of a lane or none
     Ints a, b;
@@ -48,8 +67,8 @@ inline I operator>>(I x, int n) { return {x.a >> n, x.b >> n}; }
 
 inline F select(I mask, F x, F y) { return {mask.a ? x.a : y.a, mask.b ? x.b : y.b}; }
 inline I select(I mask, I x, I y) { return {mask.a ? x.a : y.a, mask.b ? x.b : y.b}; }
-inline F greater(F x, F y) { return {x.a > y.a ? x.a : y.a, x.b > y.b ? x.b : y.b}; }  // y where x is no number
-inline F less(F x, F y) { return {x.a < y.a ? x.a : y.a, x.b < y.b ? x.b : y.b}; }
+inline F greater(F x, F y) { return {greater(x.a, y.a), greater(x.b, y.b)}; }
+inline F less(F x, F y) { return {less(x.a, y.a), less(x.b, y.b)}; }
 inline F clamp(F x, float low, float high) { return less(greater(x, low), high); }
 inline I bits(F x) { return {(Ints)x.a, (Ints)x.b}; }
 inline F floats(I x) { return {(Floats)x.a, (Floats)x.b}; }

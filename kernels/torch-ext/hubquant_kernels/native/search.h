@@ -35,12 +35,12 @@ inline F sum(Term of) {
 // the entry of largest magnitude, the first of them
 template <int N>
 inline F signed_peak(const F *x) {
-    F peak = x[0], size = magnitude(x[0]);
-    for (int i = 1; i < N; i++) {
-        I larger = magnitude(x[i]) > size;
-        peak = select(larger, x[i], peak);
-        size = select(larger, magnitude(x[i]), size);
-    }
+    F low = x[0], high = x[0];
+    for (int i = 1; i < N; i++) low = less(x[i], low), high = greater(x[i], high);
+    F peak = select(high > -low, high, low);
+    I tied = high == -low;
+    if (any(tied))
+        for (int i = N - 1; i >= 0; i--) peak = select(tied & (magnitude(x[i]) == high), x[i], peak);
     return peak;
 }
 
