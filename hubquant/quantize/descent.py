@@ -8,6 +8,7 @@ costs about what GPTQ costs, and tr(ΔHΔᵀ) never rises. Held-out KL divergenc
 from dataclasses import dataclass
 
 import torch
+from hubquant_kernels.descend_block import descend_block
 from torch import Tensor
 
 # columns between two updates of the gradient of all others
@@ -82,19 +83,9 @@ def _refit(found: Codes, group: int, zero: Tensor, gradient: Tensor, hessian: Te
 
 def _choose_again(found: Codes, start: int, end: int, gradient: Tensor, hessian: Tensor, damp: Tensor) -> Tensor:
     """New codes for these columns, one after the other; returns by how much their values moved, [out, end − start]."""
-    step = found.columns(start, end)[0].T.contiguous()
+    step = found.columns(start, end)[0]
     step = torch.where(step == 0, TINY, step)
-    codes, G, H = (
-        found.codes[:, start:end].T.contiguous(),
-        gradient[:, start:end].T.contiguous(),
-        hessian[start:end, start:end].clone(),
-    )
-    H.diagonal().add_(damp[start:end])
-    before, curvature = codes.clone(), H.diagonal().clamp(min=TINY)
-    for i, old in enumerate(codes):
-        wanted = old + G[i] / (curvature[i] * step[i])
-        new = wanted.round_().clamp_(0, found.top)
-        G.addr_(H[i], (new - old) * step[i], alpha=-1)
-        old.copy_(new)
-    found.codes[:, start:end] = codes.T
-    return ((codes - before) * step).T
+    H = hessian[start:end, start:end] + torch.diag(damp[start:end])
+    before = found.codes[:, start:end].clone()
+    found.codes[:, start:end] = descend_block(before, gradient[:, start:end], H, step, found.top, TINY)
+    return (found.codes[:, start:end] - before) * step

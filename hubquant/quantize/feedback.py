@@ -10,7 +10,8 @@ encoder's codes stay, and the error moves on from block to block.
 from collections.abc import Sequence
 
 import torch
-from hubquant_kernels.ggml_codebook import codebook, nearest_places
+from hubquant_kernels import native_columns
+from hubquant_kernels.ggml_codebook import VALUES, codebook, nearest_places
 from hubquant_kernels.ggml_grid import GRIDDED, BlockGrid, block_grid
 from hubquant_kernels.gptq_block import gptq_block
 from torch import Tensor
@@ -114,6 +115,8 @@ def _choose_codes(left: Tensor, U: Tensor, grid: BlockGrid, inside: Tensor) -> t
 
 def _codebook_block(weight: Tensor, U: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """`gptq_block` where the code names a value of IQ4's codebook."""
+    if (fast := native_columns.gptq_block(weight, U, scale, None, len(VALUES), VALUES)) is not None:
+        return fast
     rest, values, step = weight.T.contiguous(), codebook(weight.device), scale[:, 0]
     codes, Err = torch.empty_like(rest, dtype=torch.uint8), torch.empty_like(rest)
     for i, w in enumerate(rest):

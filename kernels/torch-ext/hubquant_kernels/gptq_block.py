@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import native_columns
 from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
 from .grid import fit_group, on_chip
@@ -19,6 +20,8 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
     if weight.dim() == 3:
         rounded = [gptq_block(*matrix, max_code) for matrix in zip(weight, factor, scale, zero, strict=True)]
         return torch.stack([codes for codes, _ in rounded]), torch.stack([errors for _, errors in rounded])
+    if (fast := native_columns.gptq_block(weight, factor, scale, zero, max_code + 1)) is not None:
+        return fast
     rest = weight.T.clone(memory_format=torch.contiguous_format)  # [n, out]: a channel is one row of memory
     codes = torch.empty_like(rest, dtype=torch.uint8)
     errors = torch.empty_like(rest)

@@ -123,16 +123,36 @@ def compiler() -> str | None:
 
 @functools.cache
 def _encoder(type_name: str) -> Encoder | None:
+    path = _library("encode.cpp", type_name)
+    return None if path is None else Encoder(path, KINDS[type_name])
+
+
+def columns() -> ctypes.CDLL | None:
+    """The machine code of native/columns.cpp, or None as for `encoder`."""
+    if os.environ.get("HUBQUANT_NATIVE") == "0":
+        return None
+    with _lock:
+        return _columns()
+
+
+@functools.cache
+def _columns() -> ctypes.CDLL | None:
+    path = _library("columns.cpp", "columns")
+    return None if path is None else ctypes.CDLL(str(path))
+
+
+def _library(source: str, type_name: str) -> Path | None:
+    """The compiled source; None where there is no compiler, or it fails, which is said once."""
     cxx = compiler()
     if cxx is None:
         return None
     try:
-        return Encoder(compiled(cxx, type_name), KINDS[type_name])
+        return compiled(cxx, type_name, source)
     except subprocess.CalledProcessError as error:
         why = f"{cxx} says: {error.stderr.strip() or error}"
     except OSError as error:
         why = f"{error}; HUBQUANT_CACHE names another folder"
-    _say(f"GGUF types are encoded several times slower than they could be: their machine code could not be made. {why}")
+    _say(f"weights are quantized several times slower than they could be: the machine code for it could not be made. {why}")
     return None
 
 
@@ -141,13 +161,13 @@ def _say(sentence: str) -> None:
     warnings.warn(sentence, RuntimeWarning, stacklevel=5)
 
 
-def compiled(cxx: str, type_name: str) -> Path:
-    """The library of a type, compiled if this machine has not done so before.
+def compiled(cxx: str, type_name: str, source: str = "encode.cpp") -> Path:
+    """The library of a type, or of a source that knows no types, compiled if this machine has not done so before.
 
     Raises OSError where it cannot be written, CalledProcessError where the compiler fails.
     """
     sources = sorted(SOURCE.glob("*.[ch]*"))
-    command = [cxx, *FLAGS, f"-DTYPE={type_name}", str(SOURCE / "encode.cpp")]
+    command = [cxx, *FLAGS, f"-DTYPE={type_name}", str(SOURCE / source)]
     parts = (*(p.read_bytes() for p in sources), *(c.encode() for c in command[:-1]), _processor().encode())
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     library = cache_folder() / f"{type_name}-{digest[:16]}.so"

@@ -1,0 +1,74 @@
+"""Machine code and plain torch choose the same codes, but where float32 cannot tell two of them apart."""
+
+import pytest
+import torch
+from hubquant_kernels import native
+from hubquant_kernels.descend_block import descend_block
+from hubquant_kernels.ggml_codebook import VALUES, nearest_places
+from hubquant_kernels.gptq_block import gptq_block
+from hubquant_kernels.native_columns import gptq_block as native_gptq_block
+from torch import Tensor
+
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+SHAPES = [(1, 16), (17, 32), (300, 128)]
+
+
+def factors(n: int) -> tuple[Tensor, Tensor]:
+    """A hessian [n, n] and the upper factor of its inverse."""
+    x = torch.randn(4 * n, n, generator=torch.Generator().manual_seed(n)) @ torch.randn(
+        n, n, generator=torch.Generator().manual_seed(1)
+    )
+    hessian = x.T @ x / (4 * n * n) + torch.eye(n)
+    return hessian, torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("out", "n"), SHAPES)
+def test_descent(out: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(out)
+    hessian, _ = factors(n)
+    codes = torch.randint(0, 16, (out, n), generator=generator).float()
+    step = torch.rand(out, n, generator=generator) + 0.1
+    gradient = torch.randn(out, n, generator=generator) @ hessian
+    arguments = (codes, gradient, hessian, step, 15, 1e-30)
+    fast = descend_block(*arguments)
+    monkeypatch.setenv("HUBQUANT_NATIVE", "0")
+    assert same_but_ties(fast, descend_block(*arguments))
+    assert torch.equal(codes, arguments[0])
+
+
+@needs_compiler
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("out", "n"), SHAPES)
+def test_gptq(out: int, n: int, symmetric: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(out)
+    _, factor = factors(n)
+    weight = torch.randn(out, n, generator=generator)
+    scale = torch.rand(out, 1, generator=generator) * 0.1 + 0.2
+    zero = torch.full((out, 1), 8.0) if symmetric else torch.randint(0, 16, (out, 1), generator=generator).float()
+    codes, errors = gptq_block(weight, factor, scale, zero, 15)
+    monkeypatch.setenv("HUBQUANT_NATIVE", "0")
+    slow_codes, slow_errors = gptq_block(weight, factor, scale, zero, 15)
+    assert same_but_ties(codes, slow_codes)
+    rows = (codes == slow_codes).all(1)
+    assert torch.allclose(errors[rows], slow_errors[rows], atol=1e-4)
+
+
+def same_but_ties(one: Tensor, other: Tensor) -> bool:
+    """Sums of n ≤ 128 float32 terms in another order differ by some 1e-6: one code in 10,000 is as near to a tie, and takes the
+    rest of its row along."""
+    return float((one == other).all(1).float().mean()) > 0.95
+
+
+@needs_compiler
+def test_the_codebook() -> None:
+    weight = torch.randn(40, 32, generator=torch.Generator().manual_seed(0)) * 50
+    found = native_gptq_block(weight, torch.eye(32), torch.ones(40, 1), None, len(VALUES), VALUES)
+    assert found is not None
+    assert torch.equal(found[0], nearest_places(weight))
+
+
+def test_a_tie_goes_to_the_even_code() -> None:
+    gradient, step = torch.tensor([[0.5], [1.5], [-0.5]]), torch.ones(3, 1)
+    found = descend_block(torch.full((3, 1), 4.0), gradient, torch.ones(1, 1), step, 15, 1e-30)
+    assert found.flatten().tolist() == [4.0, 6.0, 4.0]

@@ -1,0 +1,81 @@
+"""GPTQ's column loop and coordinate descent as machine code: native/columns.cpp, called for all rows of a matrix at once.
+
+What the functions compute is said where they are defined in plain torch (gptq_block, descend_block); theirs is another order of
+the same sums. None where there is no machine code to call.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_float, c_int64, c_void_p
+
+import torch
+from torch import Tensor
+
+from . import native
+
+# rows that are worth a thread, in weights; a multiple of the rows that are taken side by side
+WEIGHTS_PER_THREAD = 1 << 15
+SIDE_BY_SIDE = 16
+
+
+def gptq_block(
+    weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor | None, size: int, book: Sequence[float] = ()
+) -> tuple[Tensor, Tensor] | None:
+    """Codes 0..size − 1 [out, n] uint8 and errors [out, n] of weight [out, n]; with a `book` of values, places in it."""
+    library = _library(weight)
+    if library is None:
+        return None
+    given = [t.float().contiguous() for t in (weight, factor, scale) if t is not None]
+    origin = None if zero is None else zero.float().contiguous()
+    values = (c_float * len(book))(*book) if book else None
+    codes = torch.empty(weight.shape, dtype=torch.uint8)
+    errors = torch.empty(weight.shape)
+
+    def rows(first: int, last: int) -> None:
+        library.hubquant_gptq_block(
+            *map(_pointer, given), _pointer(origin), values, c_int64(size), c_int64(first), c_int64(last),
+            c_int64(weight.shape[1]), _pointer(codes), _pointer(errors),
+        )  # fmt: skip
+
+    _each(rows, weight)
+    return codes, errors
+
+
+def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int, tiny: float) -> Tensor | None:
+    """New codes [out, n] float32 for codes, gradient and step [out, n] under hessian [n, n]."""
+    library = _library(codes)
+    if library is None:
+        return None
+    found = codes.float().clone(memory_format=torch.contiguous_format)
+    given = [t.float().contiguous() for t in (gradient, hessian, step)]
+
+    def rows(first: int, last: int) -> None:
+        library.hubquant_descend_block(
+            _pointer(found), *map(_pointer, given), c_float(top), c_float(tiny), c_int64(first), c_int64(last),
+            c_int64(codes.shape[1]),
+        )  # fmt: skip
+
+    _each(rows, codes)
+    return found
+
+
+def _library(matrix: Tensor) -> ctypes.CDLL | None:
+    return native.columns() if matrix.device.type == "cpu" and matrix.numel() else None
+
+
+def _pointer(tensor: Tensor | None) -> c_void_p:
+    return c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _each(rows: Callable[[int, int], None], matrix: Tensor) -> None:
+    """Calls `rows` with the first and the last row + 1 of every share, each in a thread of its own."""
+    out = len(matrix)
+    threads = min(torch.get_num_threads(), max(1, matrix.numel() // WEIGHTS_PER_THREAD))
+    share = -(-out // (threads * SIDE_BY_SIDE)) * SIDE_BY_SIDE
+    starts = range(0, out, share)
+    if len(starts) == 1:
+        rows(0, out)
+        return
+    with ThreadPoolExecutor(len(starts)) as pool:
+        list(pool.map(rows, starts, (min(start + share, out) for start in starts)))
