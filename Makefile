@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-architectures test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation scoreboard
+.PHONY: demo test test-architectures test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation memory scoreboard
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -82,6 +82,10 @@ readme: $(VENV)/.installed   ## the README's tables, from the code and the kept 
 
 cpu-generation: $(VENV)/.installed   ## tokens per second with packed weights on this CPU, beside bfloat16; 4 GB of disk
 	$(BIN)/python tests/benchmarks/cpu_generation.py .cache/cpu-generation
+
+# Hours on few cores, 14 GB of disk; MEMORY="--layers 4 16 --hidden 768 --intermediate 2048 --heads 12" is a small one
+memory: $(VENV)/.installed   ## peak memory and disk of a pass over 4, 8 and 16 layers of Llama-2-7B's shape, beside what plan says
+	$(BIN)/python tests/benchmarks/memory.py .cache/memory $(MEMORY)
 
 # A real 135 M model, made from a package on PyPI; the packages it takes to read it stay out of the other environments
 smollm2: $(VENV)/.installed   ## quantize and measure a real small model, and keep its figures for the README

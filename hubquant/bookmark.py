@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -65,9 +64,14 @@ class Bookmark:
     def begun(self) -> bool:
         return self.standing.saves > 0
 
-    def hidden(self, layer: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> HiddenFile:
-        """The hidden states that go into a layer, as they were left or to be written."""
-        return HiddenFile(self.folder / f"hidden-{layer}", shape, dtype, device)
+    def hidden(self, layer: int) -> Path:
+        """Where the hidden states lie that go into a layer."""
+        return self.folder / f"hidden-{layer}"
+
+    def opened(self, first: HiddenFile) -> HiddenFile:
+        """The hidden states that go into the next layer; `first`: those that go into the first one."""
+        layer = self.standing.next_layer
+        return first.alike(self.hidden(layer)) if layer else first
 
     def save(self, writers: Sequence[ArtifactWriter], hidden: HiddenFile | None = None) -> None:
         """What `standing` says now, with the state of `writers` and the hidden states that go into its next layer."""
@@ -86,7 +90,7 @@ class Bookmark:
             with path.open("rb") as written:
                 os.fsync(written.fileno())
         partial.replace(self.folder / FILE)
-        self._remove_but({FILE, file, f"hidden-{standing.next_layer}"})
+        self._remove_but({FILE, file, self.hidden(standing.next_layer).name})
 
     def remove(self) -> None:
         """When there is nothing to go on with."""
@@ -128,7 +132,7 @@ class _Tensors:
         if id(value) not in self._kept:
             name = str(len(self._kept))
             self._kept[id(value)] = value, name
-            self.found[name] = value.cpu().clone(memory_format=torch.contiguous_format)
+            self.found[name] = value.cpu().contiguous().clone()
         return {TENSOR: self._kept[id(value)][1]}
 
 

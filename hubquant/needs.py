@@ -6,33 +6,26 @@ and its libraries take is measured.
 
 import os
 import shutil
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
 import torch
-from hubquant_kernels.awq_search import awq_losses
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from hubquant import estimate
 from hubquant.errors import DiskFull, MemoryShort
-from hubquant.formats.gguf.auto import candidate_types
-from hubquant.formats.gguf.mixtures import mixture
 from hubquant.formats.shards import MAX_SHARD_BYTES
 from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
-from hubquant.quantize import gptq
-from hubquant.quantize.feedback import Factor, encode_with_feedback
 from hubquant.quantize.ggml import GGML_TYPES
-from hubquant.quantize.grid import Grid
 from hubquant.recipe import Frozen, Recipe, Variant, variant
+from hubquant.speed import Speed, kinds
 
 FLOAT = 4  # bytes
 HALF = 2
@@ -48,33 +41,6 @@ class Needs(Frozen):
     disk_bytes: int
     output_bytes: int
     seconds: float
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Of this machine, measured by small pieces of the work itself: multiplications and additions per second, and seconds per
-    weight of what is done to each."""
-
-    products: float
-    rounding: float
-    fitting: float
-    encoding: Mapping[str, float]  # by variant
-
-    @classmethod
-    def measured(cls, recipe: Recipe) -> "Speed":
-        random = torch.Generator().manual_seed(0)
-        rows, width = 512, 256
-        square, weight = (torch.randn(1024, 1024, generator=random), torch.randn(rows, width, generator=random))
-        hessian, grid = torch.eye(width), Grid(4, 128, False)
-        kinds = {name: _kinds(variant(name)) for name in recipe.variants if variant(name).format == "gguf"}
-        encoded = partial(encode_with_feedback, weight, factor=Factor(hessian))
-        of_kind = {k: _seconds(partial(encoded, k)) for k in sorted({*chain(*kinds.values())})}
-        return cls(
-            products=2 * 1024**3 / _seconds(lambda: square @ square),
-            rounding=_seconds(lambda: awq_losses(weight, hessian, torch.ones(1, width), 4, 128, False)) / weight.numel(),
-            fitting=_seconds(lambda: gptq.solve(weight, hessian, grid)) / weight.numel(),
-            encoding={name: sum(of_kind[kind] for kind in types) / weight.numel() for name, types in kinds.items()},
-        )
 
 
 @dataclass(frozen=True)
@@ -131,7 +97,7 @@ class Reading:
         for v in variants:
             error = 4.0 * weights * self.width  # of the output, before and after
             if v.format == "gguf":
-                products += (error + weights * self.width) * len(_kinds(v)) + 4 / 3 * self.width**3
+                products += (error + weights * self.width) * len(kinds(v)) + 4 / 3 * self.width**3
                 others += weights * speed.encoding[v.name]
             else:
                 products += error + (1 + 2 * SCALES_TRIED) * weights * self.width + 4 / 3 * self.width**3
@@ -277,7 +243,7 @@ def needs(shape: ModelShape, recipe: Recipe) -> Needs:
     packed = [min(size, MAX_SHARD_BYTES) for name, size in sizes.items() if variant(name).format != "gguf"]
     output = sum(sizes.values())
     chosen = [v for v in map(variant, recipe.variants) if v.bits_per_weight]
-    trials = sum(round(shape.parameters * GGML_TYPES[kind].bits_per_weight / 8) for v in chosen for kind in _kinds(v))
+    trials = sum(round(shape.parameters * GGML_TYPES[kind].bits_per_weight / 8) for v in chosen for kind in kinds(v))
     return Needs(
         memory_bytes=shape.memory(recipe, resident_memory()),
         disk_bytes=output + trials + max(2 * hidden, hidden + max(packed, default=0)),
@@ -301,19 +267,6 @@ def check(wanted: Needs, out: Path) -> None:
             f"this pass needs about {wanted.disk_bytes / 1e9:.1f} GB in {out}, and {disk / 1e9:.1f} GB are free; "
             "ask for fewer variants, name another folder, or go on anyway with --anyway"
         )
-
-
-def _kinds(wanted: Variant) -> tuple[str, ...]:
-    """The GGUF types that every weight is encoded in: the one that most have, or all candidates of a choice by sensitivity."""
-    return candidate_types(wanted.bits_per_weight) if wanted.bits_per_weight else (mixture(wanted.mixture).base,)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    """Of the second run: the first one loads what the others find."""
-    work()
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def resident_memory() -> int:

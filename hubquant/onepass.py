@@ -18,7 +18,7 @@ from hubquant.errors import BadModel
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
-from hubquant.model.hidden import Hidden, HiddenFile
+from hubquant.model.hidden import Hidden
 from hubquant.model.layer import Layer
 from hubquant.model.topology import LayerInput, find_inputs, structure
 from hubquant.parts import following, parts
@@ -48,13 +48,14 @@ def one_pass(
         _add_outside(decoder, left, bookmark)
     if at.finished:
         return finish(left, bookmark)
-    hidden = _embedded(decoder, windows, bookmark)
+    # in any case up to the first layer: so it is noted how the model calls its layers
+    hidden = bookmark.opened(decoder.embed_to(windows, bookmark.hidden(0)))
     if not bookmark.begun:
         bookmark.save(left, hidden)
     stored = decoder.shapes()
     known = {structure(decoder.layers[first]): inputs for first, inputs in at.inputs.items()}
     for index in range(at.next_layer, n_layers):
-        after = bookmark.hidden(index + 1, hidden.shape, hidden.dtype, decoder.device)
+        after = hidden.alike(bookmark.hidden(index + 1))
         with decoder.layer(index) as module:
             alike = structure(module)
             if alike not in known:
@@ -111,25 +112,6 @@ def _add_outside(decoder: Decoder, left: list[ArtifactWriter], bookmark: Bookmar
             with giving_up(writer, left, bookmark):
                 writer.add_outside(name, tensor)
         decoder.source.release()
-
-
-def _embedded(decoder: Decoder, windows: Tensor, bookmark: Bookmark) -> HiddenFile:
-    """The hidden states where the bookmark stands. The model is run up to its first layer in any case: so it is noted how it
-    calls its layers."""
-    first: HiddenFile | None = None
-    taken = 0
-
-    def take(states: Tensor) -> None:
-        nonlocal first, taken
-        if first is None:
-            first = bookmark.hidden(0, (len(windows), *states.shape[1:]), states.dtype, decoder.device)
-        first[taken : taken + 1] = states
-        taken += 1
-
-    decoder.embed_each(windows, take)
-    assert first is not None
-    layer = bookmark.standing.next_layer
-    return bookmark.hidden(layer, first.shape, first.dtype, decoder.device) if layer else first
 
 
 def observe(

@@ -5,6 +5,7 @@ import json
 import platform
 import resource
 import time
+from functools import partial
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
@@ -114,18 +115,20 @@ def evaluate(out: Path, model: Path, progress: Progress, protocols: tuple[str, .
     plan = report.recipe.evaluation
     opened, unopened = _opened(model)
     sources, unread = _sources(out, report)
-    tell = into_file(out, progress)
     evaluations = []
-    for name in protocols or plan.protocols:
-        if opened is None or not sources:
-            break
-        scored = windows(name, text or plan.source, opened.tokenizer, plan.max_tokens)
-        decoders = {name: opened.decoder(weights) for name, weights in sources.items()}
-        evaluations += compare(opened.decoder(), decoders, scored, lambda done, total: tell("evaluate", done, total))
-    verdicts = [v for e in evaluations[: len(sources)] for v in judge(e, report.recipe.limits)]
-    notes = tuple(dict.fromkeys((*report.notes, *unopened, *unread)))
-    update = {"evaluations": tuple(evaluations), "verdicts": tuple(verdicts), "notes": notes}
-    return write_report(report.model_copy(update=update), out)
+    with alone_in(out):
+        tell = into_file(out, progress)
+        for name in protocols or plan.protocols:
+            if opened is None or not sources:
+                break
+            scored = windows(name, text or plan.source, opened.tokenizer, plan.max_tokens)
+            decoders = {name: opened.decoder(weights) for name, weights in sources.items()}
+            told = partial(tell, "evaluate")
+            evaluations += compare(opened.decoder(), decoders, scored, told, out / "hidden.part")
+        verdicts = [v for e in evaluations[: len(sources)] for v in judge(e, report.recipe.limits)]
+        notes = tuple(dict.fromkeys((*report.notes, *unopened, *unread)))
+        update = {"evaluations": tuple(evaluations), "verdicts": tuple(verdicts), "notes": notes}
+        return write_report(report.model_copy(update=update), out)
 
 
 def source(out: Path, artifact: Artifact) -> TensorSource:

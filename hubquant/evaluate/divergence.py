@@ -1,7 +1,10 @@
 """Base and variants side by side over the same windows, one decoder layer of each in memory at a time."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from hubquant_kernels.divergence import divergence
@@ -10,47 +13,69 @@ from torch import Tensor
 from hubquant.artifact import Evaluation
 from hubquant.evaluate.perplexity import Windows, perplexity
 from hubquant.model.decoder import Decoder
+from hubquant.model.hidden import Hidden
 
 BASE = ""
 
 
 def compare(
-    base: Decoder, variants: Mapping[str, Decoder], windows: Windows, progress: Callable[[int, int], None]
+    base: Decoder,
+    variants: Mapping[str, Decoder],
+    windows: Windows,
+    progress: Callable[[int, int], None],
+    folder: Path | None = None,
 ) -> list[Evaluation]:
-    """One Evaluation per variant, in their order. The base runs once for all of them.
+    """One Evaluation per variant, in their order. The base's layers run once for all of them.
 
-    `progress` is called with (layers done, layers).
+    `progress` is called with (layers done, layers). Hidden states lie in files meanwhile: in `folder`, made and removed, or where
+    temporary files go.
     """
     decoders = {BASE: base, **variants}
-    hidden = {name: decoder.embed(windows.tokens) for name, decoder in decoders.items()}
     n_layers = len(base.layers)
-    for index in range(n_layers):
-        for name, decoder in decoders.items():
-            with decoder.layer(index) as layer:
-                decoder.run(index, layer, hidden[name])
-        progress(index + 1, n_layers)
-    return _score(decoders, hidden, windows)
+    with _made(folder) as scratch:
+        places = {name: scratch / str(number) for number, name in enumerate(decoders)}
+        hidden = {name: decoder.embed_to(windows.tokens, places[name]) for name, decoder in decoders.items()}
+        for index in range(n_layers):
+            for name, decoder in decoders.items():
+                with decoder.layer(index) as layer:
+                    decoder.run(index, layer, hidden[name])
+            progress(index + 1, n_layers)
+        return _score(decoders, hidden, windows)
+
+
+@contextmanager
+def _made(folder: Path | None) -> Iterator[Path]:
+    """Without what a killed process left in it."""
+    if folder is None:
+        with TemporaryDirectory(prefix="hubquant-") as made:
+            yield Path(made)
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 @torch.no_grad()
-def _score(decoders: Mapping[str, Decoder], hidden: Mapping[str, Tensor], windows: Windows) -> list[Evaluation]:
+def _score(decoders: Mapping[str, Decoder], hidden: Mapping[str, Hidden], windows: Windows) -> list[Evaluation]:
+    """Two heads are in memory at a time: with the base's logits anew for each variant, which take less than one of its layers."""
     sums = {name: _Sums() for name in decoders}
-    with ExitStack() as stack:
-        for decoder in decoders.values():
-            stack.enter_context(decoder.head())
-        for i, tokens in enumerate(windows.tokens):
-            targets = tokens[windows.first_scored + 1 :].to(hidden[BASE].device)
-            base_logits = _scored(decoders[BASE], hidden[BASE][i], windows.first_scored)
-            for name, decoder in decoders.items():
-                logits = base_logits if name == BASE else _scored(decoder, hidden[name][i], windows.first_scored)
-                sums[name].add(*divergence(base_logits, logits, targets))
+    for name in decoders:
+        with decoders[BASE].head(), decoders[name].head() if name != BASE else nullcontext():
+            for i, tokens in enumerate(windows.tokens):
+                targets = tokens[windows.first_scored + 1 :].to(decoders[BASE].device)
+                base_logits = _scored(decoders[BASE], hidden[BASE][i : i + 1], windows.first_scored)
+                own = base_logits if name == BASE else _scored(decoders[name], hidden[name][i : i + 1], windows.first_scored)
+                sums[name].add(*divergence(base_logits, own, targets))
     base_perplexity = sums.pop(BASE).perplexity
     return [s.evaluation(name, windows, base_perplexity) for name, s in sums.items()]
 
 
 def _scored(decoder: Decoder, hidden: Tensor, first: int) -> Tensor:
     """Logits [n, vocabulary] at the positions whose predictions count."""
-    return decoder.logits(hidden[None])[0, first:-1]
+    return decoder.logits(hidden)[0, first:-1]
 
 
 class _Sums:

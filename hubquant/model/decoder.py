@@ -19,7 +19,7 @@ from hubquant.model import mxfp4
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.conv1d import make_linears
 from hubquant.model.experts import NoMemoryForExperts, routers, take_apart
-from hubquant.model.hidden import Hidden
+from hubquant.model.hidden import Hidden, HiddenFile
 from hubquant.model.naming import NamedSource, StoredNames
 from hubquant.model.relay import Call, Relays
 
@@ -132,6 +132,22 @@ class Decoder:
                 if states.shape[:2] != (1, windows.shape[1]):
                     raise BadModel(f"its hidden states are of shape {list(states.shape)}, expected [1, {windows.shape[1]}, hidden]")
                 take(states)
+
+    def embed_to(self, windows: Tensor, path: Path) -> HiddenFile:
+        """As `embed`, into a file."""
+        written: HiddenFile | None = None
+        count = 0
+
+        def take(states: Tensor) -> None:
+            nonlocal written, count
+            if written is None:
+                written = HiddenFile(path, (len(windows), *states.shape[1:]), states.dtype, self.device)
+            written[count : count + 1] = states
+            count += 1
+
+        self.embed_each(windows, take)
+        assert written is not None
+        return written
 
     @contextmanager
     def layer(self, index: int) -> Iterator[nn.Module]:

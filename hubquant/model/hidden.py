@@ -30,6 +30,10 @@ class HiddenFile:
         self._window_bytes = prod(shape[1:]) * dtype.itemsize
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
 
+    def alike(self, path: Path) -> "HiddenFile":
+        """Another one of that shape, as it lies there or to be written."""
+        return HiddenFile(path, self.shape, self.dtype, self._device)
+
     def __len__(self) -> int:
         return self.shape[0]
 
