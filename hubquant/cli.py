@@ -299,6 +299,10 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:  # typer's own end of a command that Ctrl-C met
+        if end.code == 130:
+            print("interrupted", file=sys.stderr)
+        raise
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             wanted = f"pip install 'hubquant[{EXTRAS[error.name]}]'"

@@ -64,7 +64,7 @@ def quantize(
         bookmark = open_bookmark(out, _key(base, recipe, quantized_by, imatrix))
         if not bookmark.begun:
             if opened is not None and tokens is not None and not anyway:
-                needs.check(needs.needs(needs.shape_of(opened.config), recipe), out)
+                _check_needs(opened, recipe, out)
             clear(out, bookmark)
         at, tell = bookmark.standing, into_file(out, progress)
         tell("quantize", 0, 1)
@@ -98,7 +98,7 @@ def quantize(
             dropped_rows=at.dropped_rows,
             seconds=time.monotonic() - started,
             peak_memory_bytes=_peak_memory(),
-            notes=(*unopened, *notes, *at.given_up.values()),
+            notes=(*unopened, *notes, *at.given_up.values(), *_dropped(at.dropped_rows)),
         )
         write_report(report, out)
         bookmark.remove()
@@ -197,6 +197,15 @@ def _writers(
     return writers_of_gguf(model, weights if isinstance(weights, GgufSource) else None, out, recipe, base, given)
 
 
+def _check_needs(opened: OpenBase, recipe: Recipe, out: Path) -> None:
+    """Raises MemoryShort or DiskFull. A model that does not run on the zeros that stand for its weights is let pass."""
+    try:
+        wanted = needs.needs(needs.shape_of(opened.config), recipe)
+    except BadModel:
+        return
+    needs.check(wanted, out)
+
+
 def _key(base: Base, recipe: Recipe, quantized_by: str, imatrix: Path | None) -> str:
     """The hash of everything that decides the bytes of a pass; sums of floats are those of a number of threads and a processor."""
     parts = {
@@ -209,6 +218,10 @@ def _key(base: Base, recipe: Recipe, quantized_by: str, imatrix: Path | None) ->
         "device": [device().type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _dropped(rows: int) -> tuple[str, ...]:
+    return (f"{rows:,} rows of activations overflowed or were not finite; they are not in the calibration",) if rows else ()
 
 
 def _versions() -> dict[str, str]:

@@ -179,6 +179,30 @@ def test_a_variant_given_up_in_the_middle_does_not_stop_the_others(bundled: Path
         make(model, out, QUICK)
 
 
+def test_activations_that_overflow_are_left_out_and_said(bundled: Path, tmp_path: Path) -> None:
+    """The input of a layer's down_proj has values of 1e20, whose squares are no float32."""
+
+    def huge(folder: Path, tensors: dict[str, Tensor]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"][0] = 1e20
+
+    report = make(broken(bundled, tmp_path, huge), tmp_path / "out", SMALL.model_copy(update={"variants": ("gptq-int4-g128",)}))
+    assert report.dropped_rows == 4 * 64
+    assert report.notes == ("256 rows of activations overflowed or were not finite; they are not in the calibration",)
+    [record] = [t for t in report.artifacts[0].tensors if t.name == "model.layers.1.mlp.down_proj.weight"]
+    assert record.output_error is None and record.note == "rounded to nearest: no calibration token reached it, 96 are needed"
+
+
+@pytest.mark.parametrize(("text", "sentence"), [("", "is empty"), ("A few words.", "fewer than one window of 64")])
+def test_too_short_a_text_is_said_before_anything_is_touched(bundled: Path, tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "t.txt").write_text(text)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "hubquant.json").write_text("of an earlier pass")
+    short = QUICK.model_copy(update={"calibration": Calibration(source=str(tmp_path / "t.txt"), windows=1, window=64)})
+    with pytest.raises(UsageError, match=sentence):
+        make(bundled, tmp_path / "out", short)
+    assert (tmp_path / "out" / "hubquant.json").read_text() == "of an earlier pass"
+
+
 def test_evaluating_what_is_no_output_folder(tmp_path: Path, bundled: Path) -> None:
     with pytest.raises(UsageError, match=r"no readable hubquant\.json"):
         pipeline.evaluate(tmp_path, bundled, silent)

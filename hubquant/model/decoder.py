@@ -250,8 +250,16 @@ class Decoder:
 
 
 def apply_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-    """One layer's output for [n, window, hidden]; layers that return tuples give their first element."""
-    output = layer(hidden, **call)
+    """One layer's output for [n, window, hidden]; layers that return tuples give their first element.
+
+    Raises BadModel for a layer that cannot be run from what the model calls it with."""
+    try:
+        output = layer(hidden, **call)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in why:
+            raise
+        raise BadModel(f"a layer ({type(layer).__name__}) cannot be run by itself: {why}") from error
     result: Tensor = output[0] if isinstance(output, tuple | list) else output
     return result
 
