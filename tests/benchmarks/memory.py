@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m")
+VARIANTS = ["gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m"]
 SHARD_LAYERS = 4
 
 
@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--intermediate", type=int, default=11008)
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--vocabulary", type=int, default=32000)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS)
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window", type=int, default=128)
     options = parser.parse_args()
@@ -103,7 +104,7 @@ def main() -> None:
         shutil.rmtree(options.folder, ignore_errors=True)
         sizes = (layers, options.hidden, options.intermediate, options.heads, options.vocabulary)
         model, out = write_model(options.folder / "model", *sizes), options.folder / "out"
-        asked = [part for name in VARIANTS for part in ("-v", name)]
+        asked = [part for name in options.variants for part in ("-v", name)]
         asked += ["--windows", str(options.windows), "--window", str(options.window)]
         hubquant = [sys.executable, "-m", "hubquant"]
         planned = json.loads(subprocess.check_output([*hubquant, "plan", str(model), *asked, "--json"]))["needs"]
