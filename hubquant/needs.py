@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from hubquant import estimate
+from hubquant.base import device
 from hubquant.errors import DiskFull, MemoryShort
 from hubquant.formats.shards import MAX_SHARD_BYTES
 from hubquant.model.decoder import Decoder
@@ -149,14 +150,15 @@ class ModelShape:
         return sum(prod(shape) for shape in self.outside.values() if len(shape) > 1)
 
     def memory(self, recipe: Recipe, baseline: int) -> int:
-        """Resident bytes at the peak of a pass."""
+        """Resident bytes at the peak of a pass. Where there is a GPU its memory holds the layers, which is not predicted."""
         largest = max(prod(shape) for shape in self.outside.values())
         together = sum(prod(shape) for shape in self.outside.values())
         variants = [variant(name) for name in recipe.variants]
         packed = any(v.format != "gguf" for v in variants)
         storing = (FLOAT + self.stored + (HALF if packed else 1)) * largest
         embedding = FLOAT * together + self.stored * together
-        layers = [layer.peak(variants, recipe.calibration.window) for layer in self.layers]
+        here = () if device().type == "cuda" else self.layers
+        layers = [layer.peak(variants, recipe.calibration.window) for layer in here]
         return baseline + max(storing, embedding, *layers)
 
     def seconds(self, recipe: Recipe, speed: Speed) -> float:
