@@ -61,11 +61,11 @@ def test_tables_show_what_was_measured_and_what_was_not() -> None:
     rows = [row("A", "gguf-q4_0", 0.1, settings="20 iterations", steps=steps), row("B", "gguf-q4_0", None, failed="it broke")]
     good, bad = full_table(rows)
     assert good == [
-        *("A, 20 iterations", "`gguf-q4_0`", "0.00", "4.16", "1.1000", "0.10000", "0.200", "90.0 %"),
+        *("A, 20 iterations", "`gguf-q4_0`", "0.00", "4.16", "1.1000", "0.100000", "0.200", "90.0 %"),
         *("12 s *", "9 s *", "3.0 MB"),
     ]
     assert bad[:5] == ["B", "`gguf-q4_0`", "—", "—", "not made"]
-    assert goal_table(rows) == [["`gguf-q4_0`", "A, 20 iterations", "0.10000", "4.16", "—", "—", "—", "—"]]
+    assert goal_table(rows) == [["`gguf-q4_0`", "A, 20 iterations", "0.100000", "4.16", "—", "—", "—", "—"]]
 
 
 def test_time_is_compared_variant_by_variant_and_shared_steps_once() -> None:

@@ -79,8 +79,8 @@ def goal_table(rows: list[Row]) -> list[list[str]]:
             [
                 f"`{score.variant}`",
                 "—" if best is None else tool_name(best),
-                *(("—", "—") if best is None else (f"{_evaluation(best).mean_kl:.5f}", f"{best.matrix_bits:.2f}")),
-                *(("—", "—") if ours is None else (f"{_evaluation(ours).mean_kl:.5f}", f"{ours.matrix_bits:.2f}")),
+                *(("—", "—") if best is None else (f"{_evaluation(best).mean_kl:.6f}", f"{best.matrix_bits:.2f}")),
+                *(("—", "—") if ours is None else (f"{_evaluation(ours).mean_kl:.6f}", f"{ours.matrix_bits:.2f}")),
                 "—" if score.ratio is None else f"{score.ratio:.3f}",
                 score.verdict,
             ]
@@ -160,7 +160,7 @@ def _metrics(row: Row) -> list[str]:
     if row.evaluation is None:
         return ["not made" if row.failed else "not measured", "—", "—", "—"]
     e = row.evaluation
-    return [f"{e.perplexity_ratio:.4f}", f"{e.mean_kl:.5f}", f"{e.p999_kl:.3f}", f"{100 * e.top1_agreement:.1f} %"]
+    return [f"{e.perplexity_ratio:.4f}", f"{e.mean_kl:.6f}", f"{e.p999_kl:.3f}", f"{100 * e.top1_agreement:.1f} %"]
 
 
 def _cost(row: Row) -> list[str]:

@@ -44,7 +44,6 @@ class Job:
     batch: tuple[str, ...] = ()
     alone: bool = False
     again: bool = False
-    nice: int = 10
 
     def run(self, name: str, command: list[str], environment: dict[str, str] | None = None) -> Step:
         """Run one process of the tool and measure it; its output goes to `name`.log. Raises Failed."""
@@ -53,7 +52,7 @@ class Job:
         count = str(self.threads)
         threads = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count}
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        measure = [sys.executable, str(HERE / "measure.py"), str(log), "nice", "-n", str(self.nice), *command]
+        measure = [sys.executable, str(HERE / "measure.py"), str(log), *command]
         whole = {**os.environ, **threads, **offline, **(environment or {})}
         done = subprocess.run(measure, check=True, capture_output=True, text=True, env=whole)
         used = json.loads(done.stdout)
