@@ -111,6 +111,8 @@ class Report(Frozen):
     dropped_rows: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int = 0
+    device: str = "cpu"  # or the GPU's name
+    peak_device_memory_bytes: int = 0  # of a GPU
     notes: tuple[str, ...] = Field(default=())
 
     def artifact(self, variant: str) -> Artifact:

@@ -10,13 +10,15 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from hubquant.artifact import Base, file_sha256
 from hubquant.calibrate.text import load_tokenizer
-from hubquant.errors import BadModel
+from hubquant.errors import BadModel, UsageError
 from hubquant.formats.gguf.families import family_of_model
 from hubquant.formats.gguf.reader import GgufSource
 from hubquant.formats.gguf.rope import ROPE_TENSORS
 from hubquant.formats.gguf.skeleton import PLAIN, Skeleton
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.decoder import Decoder, read_config
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -26,25 +28,43 @@ class OpenBase:
     config: PretrainedConfig
     tokenizer: Any
     weights: TensorSource
+    device: torch.device
 
-    def decoder(self, weights: TensorSource | None = None) -> Decoder:
-        """The base's decoder, or one of its variants'."""
-        return Decoder(self.config, weights or self.weights, device())
+    def decoder(self, weights: TensorSource | None = None, dtype: torch.dtype | None = None) -> Decoder:
+        """The base's decoder, or one of its variants', in `dtype` if one is named."""
+        return Decoder(self.config, weights or self.weights, self.device, dtype)
 
 
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_named(name: str = "") -> torch.device:
+    """The device of that name ("cpu", "cuda", "cuda:1"); of "" a GPU if there is one. Raises UsageError if there is none such."""
+    found = torch.cuda.is_available()
+    try:
+        device = torch.device(name or ("cuda" if found else "cpu"))
+    except RuntimeError:
+        raise UsageError(f"{name!r} is no device; name cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and not found:
+        raise UsageError(f"{name} was asked for, and torch {torch.__version__} sees no GPU; name cpu or leave --device out")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"{name} was asked for, and there are {torch.cuda.device_count()} GPUs, counted from 0")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"hubquant runs on cpu and cuda, not on {name}")
+    return device
+
+
+def describe_device(device: torch.device) -> str:
+    """What it is called: "cpu", or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def is_gguf(model: Path) -> bool:
     return model.suffix == ".gguf"
 
 
-def open_base(model: Path) -> OpenBase:
+def open_base(model: Path, device: torch.device = CPU) -> OpenBase:
     """Raises BadModel: damaged or incomplete files, or a GGUF file of which transformers can make no model."""
     if not is_gguf(model):
-        return OpenBase(read_config(model), load_tokenizer(model), Checkpoint(model))
-    weights = GgufSource(model)
+        return OpenBase(read_config(model), load_tokenizer(model), Checkpoint(model), device)
+    weights = GgufSource(model, device)
     try:
         config = AutoConfig.from_pretrained(model.parent, gguf_file=model.name)
         tokenizer = AutoTokenizer.from_pretrained(model.parent, gguf_file=model.name)
@@ -52,7 +72,7 @@ def open_base(model: Path) -> OpenBase:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadModel(f"{model.name} cannot be run here, transformers makes no model of it: {why}") from None
     _check_read(config, weights)
-    return OpenBase(config, tokenizer, weights)
+    return OpenBase(config, tokenizer, weights, device)
 
 
 def _check_read(config: PretrainedConfig, weights: GgufSource) -> None:

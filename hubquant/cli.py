@@ -33,6 +33,7 @@ Variants = Annotated[
     list[str] | None,
     typer.Option("--variant", "-v", help=f"What to make; repeat it. There are {KNOWN_VARIANTS}. Default: the first five."),
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; a GPU if there is one.", show_default=False)]
 DEFAULT_CONFIG = Path("hubquant.toml")
 EXTRAS = {"dbos": "bot", "fastapi": "bot", "uvicorn": "bot", "multipart": "bot", "python_multipart": "bot"}
 T = TypeVar("T", bound=BaseModel)
@@ -59,6 +60,7 @@ def quantize(
     ] = None,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure what was made.")] = True,
     anyway: Annotated[bool, typer.Option("--anyway", help="Begin even if memory or disk will not be enough.")] = False,
+    device: Device = "",
     as_json: Json = False,
 ) -> None:
     """Make every variant of MODEL in one pass over its layers, and measure each from its bytes."""
@@ -78,9 +80,9 @@ def quantize(
         raise UsageError("--imatrix goes with a GGUF file as MODEL; a folder is calibrated in the pass itself")
     folder, base = _model(model) if base_file is None else (Path(model), _read(Base, base_file))
     with console.bars() as progress:
-        report = pipeline.quantize(folder, out, with_texts(recipe), base, progress, imatrix=imatrix, anyway=anyway)
+        report = pipeline.quantize(folder, out, with_texts(recipe), base, progress, imatrix=imatrix, anyway=anyway, device=device)
         if evaluation:
-            report = pipeline.evaluate(out, folder, progress)
+            report = pipeline.evaluate(out, folder, progress, device=device)
     _show(report, as_json)
 
 
@@ -115,6 +117,7 @@ def evaluate(
     base: Annotated[str, typer.Option("--base", help="The base model: on the Hub, a folder, or a GGUF file.")],
     text: Annotated[str, typer.Option(help="A text file instead of the recipe's text.")] = "",
     protocol: Annotated[list[str] | None, typer.Option(help="gptq-N or llamacpp-N instead of the recipe's; repeat it.")] = None,
+    device: Device = "",
     as_json: Json = False,
 ) -> None:
     """Measure every artifact of FOLDER from its bytes against the base: perplexity, KL divergence, top-1 agreement."""
@@ -127,7 +130,7 @@ def evaluate(
         made_from, given = (f"{b.repo_id} {b.fingerprint[:12]}" for b in (report.base, found))
         raise UsageError(f"{folder} was made from {made_from}, and {base} is {given}; name the base that it was made from")
     with console.bars() as progress:
-        report = pipeline.evaluate(folder, model, progress, tuple(protocol or ()), text)
+        report = pipeline.evaluate(folder, model, progress, tuple(protocol or ()), text, device)
     _show(report, as_json)
 
 
@@ -266,12 +269,13 @@ def kernels(
     verb: Annotated[KernelsVerb, typer.Argument(help="bench: time them on this machine's GPU.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The CSV.")] = Path("kernels.csv"),
     only: Annotated[str, typer.Option(help="Only kernels with this in their name.")] = "",
+    compiled: Annotated[bool, typer.Option(help="Also time definitions through torch.compile; takes minutes.")] = True,
 ) -> None:
     """The GPU kernels timed beside torch, torch.compile and Marlin: one CSV with device and versions. Needs a GPU."""
     from hubquant.kernelbench import bench
 
     lines = console.people()
-    lines.print(f"{bench(out, only, lines.print)} cases: {out}")
+    lines.print(f"{bench(out, only, compiled, lines.print)} cases: {out}")
 
 
 @app.command(name="install-hf-extension")

@@ -67,7 +67,9 @@ def report_tables(report: Report) -> Iterator[Table | str]:
     if kept:
         yield f"note: {len(kept)} tensors deviate from their variant's rule, for example {kept[0].name}: {kept[0].note}"
     yield from (f"stopped by the gate: {v.variant}: {v.reason}" for v in report.verdicts if not v.passed)
-    yield f"{report.calibration_tokens:,} calibration tokens, {report.seconds:.0f} s, peak memory {size(report.peak_memory_bytes)}"
+    on_device = f", {size(report.peak_device_memory_bytes)} on the {report.device}" if report.peak_device_memory_bytes else ""
+    peak = f"{size(report.peak_memory_bytes)}{on_device}"
+    yield f"{report.calibration_tokens:,} calibration tokens, {report.seconds:.0f} s, peak memory {peak}"
 
 
 def plan_tables(plan: "Plan") -> Iterator[Table | str]:

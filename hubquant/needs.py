@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from hubquant import estimate
-from hubquant.base import device
+from hubquant.base import device_named
 from hubquant.errors import DiskFull, MemoryShort
 from hubquant.formats.shards import MAX_SHARD_BYTES
 from hubquant.model.decoder import Decoder
@@ -149,15 +149,15 @@ class ModelShape:
         """Parameters of embeddings and head."""
         return sum(prod(shape) for shape in self.outside.values() if len(shape) > 1)
 
-    def memory(self, recipe: Recipe, baseline: int) -> int:
-        """Resident bytes at the peak of a pass. Where there is a GPU its memory holds the layers, which is not predicted."""
+    def memory(self, recipe: Recipe, baseline: int, device: torch.device) -> int:
+        """Resident bytes at the peak of a pass. On a GPU its memory holds the layers, which is not predicted."""
         largest = max(prod(shape) for shape in self.outside.values())
         together = sum(prod(shape) for shape in self.outside.values())
         variants = [variant(name) for name in recipe.variants]
         packed = any(v.format != "gguf" for v in variants)
         storing = (FLOAT + self.stored + (HALF if packed else 1)) * largest
         embedding = FLOAT * together + self.stored * together
-        here = () if device().type == "cuda" else self.layers
+        here = () if device.type == "cuda" else self.layers
         layers = [layer.peak(variants, recipe.calibration.window) for layer in here]
         return baseline + max(storing, embedding, *layers)
 
@@ -235,8 +235,8 @@ def _readings(decoder: Decoder, index: int, module: nn.Module, hidden: Tensor) -
     )
 
 
-def needs(shape: ModelShape, recipe: Recipe) -> Needs:
-    """Of a pass in which every variant of the recipe can be made, in this process."""
+def needs(shape: ModelShape, recipe: Recipe, device: torch.device | None = None) -> Needs:
+    """Of a pass in which every variant of the recipe can be made, in this process, on `device` (a GPU if there is one)."""
     speed = Speed.measured(recipe)  # first: what it loads is part of what the process takes
     sizes = {name: estimate.size_bytes(variant(name), shape.parameters, shape.vocabulary) for name in recipe.variants}
     calibration = recipe.calibration
@@ -247,7 +247,7 @@ def needs(shape: ModelShape, recipe: Recipe) -> Needs:
     chosen = [v for v in map(variant, recipe.variants) if v.bits_per_weight]
     trials = sum(round(shape.parameters * GGML_TYPES[kind].bits_per_weight / 8) for v in chosen for kind in kinds(v))
     return Needs(
-        memory_bytes=shape.memory(recipe, resident_memory()),
+        memory_bytes=shape.memory(recipe, resident_memory(), device or device_named()),
         disk_bytes=output + trials + max(2 * hidden, hidden + max(packed, default=0)),
         output_bytes=output,
         seconds=shape.seconds(recipe, speed),

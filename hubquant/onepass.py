@@ -107,7 +107,7 @@ def giving_up(writer: ArtifactWriter, left: list[ArtifactWriter], bookmark: Book
 
 def _add_outside(decoder: Decoder, left: list[ArtifactWriter], bookmark: Bookmark) -> None:
     for name in decoder.outside():
-        tensor = decoder.source.tensor(name).float()
+        tensor = decoder.source.tensor(name).to(decoder.device).float()
         for writer in left.copy():
             with giving_up(writer, left, bookmark):
                 writer.add_outside(name, tensor)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hubquant import __version__, needs
 from hubquant.artifact import Artifact, Base, Report, file_sha256
-from hubquant.base import OpenBase, device, is_gguf, open_base
+from hubquant.base import CPU, OpenBase, describe_device, device_named, is_gguf, open_base
 from hubquant.calibrate.source import read_text
 from hubquant.calibrate.text import calibration_windows, tokenize
 from hubquant.errors import BadModel, UnknownFamily, UsageError
@@ -46,22 +46,24 @@ def quantize(
     quantized_by: str = "",
     imatrix: Path | None = None,
     anyway: bool = False,
+    device: str = "",
 ) -> Report:
     """Make every variant of the recipe from the model, into `out`; writes and returns the report, not yet measured.
 
-    `model`: a folder, or a GGUF file in 16 or 32 bit, for which `imatrix` may name an importance matrix. A variant that this
-    model cannot have is noted with the reason, and the others are made. What a killed process left of the same pass is gone on
-    with. Raises BadModel, FolderBusy, UsageError, and before it begins, unless `anyway`, MemoryShort and DiskFull.
+    `model`: a folder, or a GGUF file in 16 or 32 bit, for which `imatrix` may name an importance matrix. `device`: where layers
+    are run and variants solved; a GPU if there is one. A variant that this model cannot have is noted with the reason, and the
+    others are made. What a killed process left of the same pass is gone on with. Raises BadModel, FolderBusy, UsageError, and before it begins, unless `anyway`, MemoryShort and DiskFull.
     """
     started = time.monotonic()
+    where = device_named(device)
     given = None if imatrix is None else Imatrix.read(imatrix)
-    opened, unopened = _opened(model)
+    opened, unopened = _opened(model, where)
     tokens = _calibration_tokens(opened, recipe) if opened is not None and given is None else None
     decoder = opened.decoder() if opened is not None else None
     if decoder is not None and not is_gguf(model):
         base = base.model_copy(update={"parameters": sum(prod(shape) for shape in decoder.shapes().values())})
     with alone_in(out):
-        bookmark = open_bookmark(out, _key(base, recipe, quantized_by, imatrix))
+        bookmark = open_bookmark(out, _key(base, recipe, quantized_by, imatrix, where))
         if not bookmark.begun:
             if opened is not None and tokens is not None and not anyway:
                 _check_needs(opened, recipe, out)
@@ -98,6 +100,8 @@ def quantize(
             dropped_rows=at.dropped_rows,
             seconds=time.monotonic() - started,
             peak_memory_bytes=_peak_memory(),
+            device=describe_device(where),
+            peak_device_memory_bytes=torch.cuda.max_memory_allocated(where) if where.type == "cuda" else 0,
             notes=(*unopened, *notes, *at.given_up.values(), *_dropped(at.dropped_rows)),
         )
         write_report(report, out)
@@ -105,16 +109,19 @@ def quantize(
     return report
 
 
-def evaluate(out: Path, model: Path, progress: Progress, protocols: tuple[str, ...] = (), text: str = "") -> Report:
+def evaluate(
+    out: Path, model: Path, progress: Progress, protocols: tuple[str, ...] = (), text: str = "", device: str = ""
+) -> Report:
     """Measure every artifact of `out` from its bytes against the base; writes and returns the report with its verdicts.
 
     `protocols` and `text` replace the recipe's. The first protocol decides the gate. What cannot be run here is not measured,
-    with a note, and so passes no gate.
+    with a note, and so passes no gate. It is run in float32 on every `device`, so that figures of different ones compare.
     """
     report = read_report(out)
     plan = report.recipe.evaluation
-    opened, unopened = _opened(model)
-    sources, unread = _sources(out, report)
+    where = device_named(device)
+    opened, unopened = _opened(model, where)
+    sources, unread = _sources(out, report, where)
     evaluations = []
     with alone_in(out):
         tell = into_file(out, progress)
@@ -122,21 +129,24 @@ def evaluate(out: Path, model: Path, progress: Progress, protocols: tuple[str, .
             if opened is None or not sources:
                 break
             scored = windows(name, text or plan.source, opened.tokenizer, plan.max_tokens)
-            decoders = {name: opened.decoder(weights) for name, weights in sources.items()}
+            decoders = {name: opened.decoder(weights, torch.float32) for name, weights in sources.items()}
             told = partial(tell, "evaluate")
-            evaluations += compare(opened.decoder(), decoders, scored, told, out / "hidden.part")
+            evaluations += compare(opened.decoder(dtype=torch.float32), decoders, scored, told, out / "hidden.part")
         verdicts = [v for e in evaluations[: len(sources)] for v in judge(e, report.recipe.limits)]
         notes = tuple(dict.fromkeys((*report.notes, *unopened, *unread)))
         update = {"evaluations": tuple(evaluations), "verdicts": tuple(verdicts), "notes": notes}
         return write_report(report.model_copy(update=update), out)
 
 
-def source(out: Path, artifact: Artifact) -> TensorSource:
-    """The artifact's bytes on disk as dense weights. Raises BadModel if they are damaged, or of a family not known here."""
+def source(out: Path, artifact: Artifact, device: torch.device = CPU) -> TensorSource:
+    """The artifact's bytes on disk as dense weights, decoded on `device`.
+
+    Raises BadModel if they are damaged, or of a family not known here.
+    """
     folder = out / artifact.folder
     if variant(artifact.variant).format == "gguf":
-        return GgufSource(folder / artifact.main_file)
-    return PackedSource(folder)
+        return GgufSource(folder / artifact.main_file, device)
+    return PackedSource(folder, device)
 
 
 def read_report(out: Path) -> Report:
@@ -149,23 +159,23 @@ def read_report(out: Path) -> Report:
         ) from None
 
 
-def _opened(model: Path) -> tuple[OpenBase | None, list[str]]:
+def _opened(model: Path, device: torch.device) -> tuple[OpenBase | None, list[str]]:
     """The base, or why it cannot be run: a GGUF file can be encoded even so. Raises BadModel for a folder that cannot."""
     try:
-        return open_base(model), []
+        return open_base(model, device), []
     except BadModel as error:
         if not is_gguf(model):
             raise
         return None, [f"without calibration and not measured: {error}"]
 
 
-def _sources(out: Path, report: Report) -> tuple[dict[str, TensorSource], list[str]]:
+def _sources(out: Path, report: Report, device: torch.device) -> tuple[dict[str, TensorSource], list[str]]:
     """What of the report can be read back, by variant, and why the rest cannot: llama.cpp's converter knows more families."""
     sources: dict[str, TensorSource] = {}
     notes: list[str] = []
     for artifact in report.artifacts:
         try:
-            sources[artifact.variant] = source(out, artifact)
+            sources[artifact.variant] = source(out, artifact, device)
         except UnknownFamily as error:
             notes.append(f"{artifact.variant} not measured: {error}")
     return sources, notes
@@ -200,13 +210,13 @@ def _writers(
 def _check_needs(opened: OpenBase, recipe: Recipe, out: Path) -> None:
     """Raises MemoryShort or DiskFull. A model that does not run on the zeros that stand for its weights is let pass."""
     try:
-        wanted = needs.needs(needs.shape_of(opened.config), recipe)
+        wanted = needs.needs(needs.shape_of(opened.config), recipe, opened.device)
     except BadModel:
         return
     needs.check(wanted, out)
 
 
-def _key(base: Base, recipe: Recipe, quantized_by: str, imatrix: Path | None) -> str:
+def _key(base: Base, recipe: Recipe, quantized_by: str, imatrix: Path | None, where: torch.device) -> str:
     """The hash of everything that decides the bytes of a pass; sums of floats are those of a number of threads and a processor."""
     parts = {
         "base": base.model_dump(),
@@ -215,7 +225,7 @@ def _key(base: Base, recipe: Recipe, quantized_by: str, imatrix: Path | None) ->
         "imatrix": file_sha256(imatrix) if imatrix is not None else "",
         "hubquant": __version__,
         "versions": _versions(),
-        "device": [device().type, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
+        "device": [describe_device(where), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -209,12 +209,13 @@ class PackedWriter:
 
 
 class PackedSource:
-    """A GPTQ or AWQ folder as a TensorSource: what was published, decoded to dense float weights.
+    """A GPTQ or AWQ folder as a TensorSource: what was published, decoded on `device` to dense float weights.
 
     Raises BadModel: no such folder, another method or layout, tensors that are missing or do not fit each other.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
+        self._device = device
         self._config = _quantization_config(folder)
         method = self._config.get("quant_method")
         if method not in FORMATS:
@@ -231,7 +232,7 @@ class PackedSource:
         if name in self._stored:
             return self._stored.tensor(name)
         stem = name.removesuffix(".weight")
-        tensors = {s: self._stored.tensor(f"{stem}.{s}") for s in self._format.suffixes}
+        tensors = {s: self._stored.tensor(f"{stem}.{s}").to(self._device) for s in self._format.suffixes}
         self._format.check(stem, tensors, self._config)
         return self._format.dequantize(tensors, self._config)
 

@@ -37,9 +37,10 @@ def recipe_lines(report: Report, variants: list[Variant]) -> list[Markup]:
     lines.append(_calibration(report))
     versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in sorted(report.versions.items()))
     lines.append(f"Made with hubquant {escape(report.hubquant_version)}{', ' + versions if versions else ''}.")
-    lines.append(
-        f"Cost of the pass over all variants: {report.seconds:.0f} s, {report.peak_memory_bytes / 2**30:.2f} GiB at its peak."
-    )
+    cost = f"{report.seconds:.0f} s, {report.peak_memory_bytes / 2**30:.2f} GiB at its peak"
+    if report.peak_device_memory_bytes:
+        cost += f" and {report.peak_device_memory_bytes / 2**30:.2f} GiB on the {escape(report.device)}"
+    lines.append(f"Cost of the pass over all variants: {cost}.")
     lines.append(f"Recipe {code(report.recipe.sha256)}, fingerprint of the base {code(report.base.fingerprint)}.")
     lines += [f"Note: {escape(note)}" for note in report.notes]
     return [Markup(line) for line in lines]

@@ -48,14 +48,23 @@ def read_config(folder: Path) -> PretrainedConfig:
 class Decoder:
     """A causal language model whose weights come from a TensorSource when they are needed.
 
-    `dtype` is the dtype of the forward: on a CPU float32, because half-precision matrix products are about 50 times slower.
+    `dtype` is the dtype of the forward, and what weights are handed out in. Where none is named it is float32, in which every
+    stored weight is exact, and bfloat16 on a GPU for weights that are stored in it. float16 is not taken: what underflows in it
+    is not doubled exactly (topology.py), and on a CPU products in half precision are about 50 times slower.
     Raises BadModel: unknown architecture, or weights that do not fit the config.
     """
 
-    def __init__(self, config: PretrainedConfig, source: TensorSource, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        source: TensorSource,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         self.config = config
         self.device = device or torch.device("cpu")
-        self.dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        half = self.device.type == "cuda" and config.dtype == torch.bfloat16
+        self.dtype = dtype or (torch.bfloat16 if half else torch.float32)
         try:
             with init_empty_weights(include_buffers=False), NoMemoryForExperts():
                 self.model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
@@ -228,7 +237,7 @@ class Decoder:
                 if name in self.buffers:
                     self.model.get_buffer(name).copy_(self.source.tensor(name))
                     continue
-                value = nn.Parameter(self.source.tensor(name).to(self.device, self.dtype), requires_grad=False)
+                value = nn.Parameter(self.source.tensor(name).to(self.device).to(self.dtype), requires_grad=False)
                 for place in places:
                     _set_parameter(self.model, place, value)
             self.source.release()

@@ -223,7 +223,7 @@ class _Probe:
         handles = []
         if scale is not None:
             name, factor = scale
-            handles.append(self.readers[name].register_forward_hook(lambda _m, _a, out: out * factor.to(out.device)))
+            handles.append(self.readers[name].register_forward_hook(lambda _m, _a, out: out * factor.to(out)))
         for name, reader in self.readers.items():
             handles.append(reader.register_forward_pre_hook(lambda _m, args, n=name: inputs.__setitem__(n, args[0])))
         for name in halve:

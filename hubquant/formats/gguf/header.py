@@ -119,8 +119,8 @@ class GgufHeader:
         for data in self.data:
             data.madvise(mmap.MADV_DONTNEED)
 
-    def tensor(self, name: str, start: int = 0, count: int | None = None) -> Tensor:
-        """The tensor, decoded: float32, of its shape, or `count` of its first dimension from `start` on.
+    def tensor(self, name: str, start: int = 0, count: int | None = None, device: torch.device | None = None) -> Tensor:
+        """The tensor, decoded on `device`: float32, of its shape, or `count` of its first dimension from `start` on.
 
         Raises BadModel if the file has none of that name.
         """
@@ -135,7 +135,7 @@ class GgufHeader:
             each = math.prod(stored.shape[1:-1])
             rows = rows[start * each : stop * each]
         # copied: torch takes no read-only memory
-        values = decode(torch.from_numpy(rows.copy()), stored.kind.name)
+        values = decode(torch.from_numpy(rows.copy()).to(device), stored.kind.name)
         return values.reshape(-1, *stored.shape[1:]) if len(stored.shape) > 1 else values[0, start:stop]
 
 

@@ -12,12 +12,14 @@ from hubquant.formats.gguf.header import GgufHeader
 
 
 class GgufSource:
-    """A GGUF file, memory-mapped and decoded tensor by tensor. `parameters`: its hyperparameters, without "{architecture}.".
+    """A GGUF file, memory-mapped and decoded tensor by tensor on `device`. `parameters`: its hyperparameters, without
+    "{architecture}.".
 
     Raises BadModel on anything malformed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: torch.device | None = None) -> None:
+        self.device = device
         self.header = GgufHeader.read(path)
         architecture = self.header.values.get("general.architecture")
         if not isinstance(architecture, str):
@@ -55,9 +57,9 @@ class GgufSource:
     def tensor(self, name: str) -> Tensor:
         """float32, decoded from the published bytes. Raises BadModel if the file has none of that name."""
         slots = self._slots_of(name)
-        weight = torch.empty(self._shapes[name])
+        weight = torch.empty(self._shapes[name], device=self.device)
         for slot in slots:
-            stored = self.header.tensor(slot.gguf_name, slot.start, slot.shape[0])
+            stored = self.header.tensor(slot.gguf_name, slot.start, slot.shape[0], self.device)
             slot.put_back(stored, weight, self.parameters)
         return weight
 

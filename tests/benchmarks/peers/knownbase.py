@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hubquant.artifact import file_sha256
-from hubquant.base import OpenBase, device
+from hubquant.base import OpenBase
 from hubquant.model.decoder import Decoder
 
 
@@ -18,7 +18,7 @@ class KnownBase(Decoder):
     """A Decoder whose layers run only if `folder` does not hold what comes out of them for these windows and weights."""
 
     def __init__(self, opened: OpenBase, model: Path, folder: Path) -> None:
-        super().__init__(opened.config, opened.weights, device())
+        super().__init__(opened.config, opened.weights, opened.device, torch.float32)
         self._digest = hashlib.sha256("".join(file_sha256(f) for f in sorted(model.glob("*.safetensors"))).encode())
         self._folder = folder
         self._kept = folder
