@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-architectures test-ggml test-kernels test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation memory scoreboard
+.PHONY: demo test test-architectures test-ggml test-kernels test-kernels-gpu test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation memory scoreboard
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,6 +21,11 @@ test-kernels: $(VENV)/.installed   ## the Triton kernels without a GPU: interpre
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/interpreted
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kernels/mutate.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/compiled tests/kernels/packaged
+
+# On a machine with a GPU: every operator at sizes of models, and the small cases above on the GPU instead of interpreted
+test-kernels-gpu: $(VENV)/.installed   ## the Triton kernels on this machine's GPU
+	$(BIN)/python -m pytest -q kernels/tests/test_gpu.py
+	$(BIN)/python -m pytest -q --confcutdir=tests/kernels tests/kernels/interpreted
 
 # llama-cpp-python comes as source: building it takes 10 to 20 minutes on two cores
 $(VENV)-llamacpp/.installed: pyproject.toml constraints.txt

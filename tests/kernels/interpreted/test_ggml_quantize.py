@@ -100,10 +100,10 @@ def test_importance_is_that_of_the_column(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Q8_0", "Q5_1", "Q5_K", "Q3_K", "IQ4_XS"])
-def test_nothing_is_written_beyond_the_last_block(name: str) -> None:
+def test_nothing_is_written_beyond_the_last_block(name: str, device: str) -> None:
     kind, (launched, constants) = GGML_TYPES[name], kernel.KERNELS[name]
-    x = gaussian(1)[:, : kind.block_size]
-    data = torch.full((40, kind.type_size), 0xA5, dtype=torch.uint8)
+    x = gaussian(1)[:, : kind.block_size].to(device)
+    data = torch.full((40, kind.type_size), 0xA5, dtype=torch.uint8, device=device)
     per_row = kind.block_size // constants.get("SIZE", kind.block_size)
     launched[(1,)](x, x, data, data.view(torch.int16), 1, per_row, **kernel._constants(name, False), num_stages=2)
     assert bool((data[1:] == 0xA5).all()) and error(x, data[:1], name) < 0.1 * float(x.square().sum())

@@ -8,6 +8,12 @@ from torch import Tensor
 from triton.runtime.errors import InterpreterError
 
 
+@pytest.fixture(autouse=True)
+def interpreted(device: str) -> None:
+    if device != "cpu":
+        pytest.skip("of the interpreter, and these run on a GPU")
+
+
 @triton.jit
 def _square(x, out, WIDEN: tl.constexpr):
     at = tl.arange(0, 16)

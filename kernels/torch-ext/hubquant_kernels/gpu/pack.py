@@ -113,21 +113,21 @@ def _round_and_pack(
 @triton.jit
 def _repack(words, out, word_rows, word_columns, TO_AWQ: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Tiles of eight channels by eight outputs, transposed as 8 × 8 codes. GPTQ's word holds channels, AWQ's outputs."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     j = tl.arange(0, 8)
     place = j // 2 + j % 2 * 4
     inside = (row[:, None] < word_rows) & (column[None, :] < word_columns)
-    wide = word_columns.to(tl.int64) * 8
+    wide = word_columns * 8
     if TO_AWQ:  # j: the output of eight
         at = words + row[:, None, None] * wide + column[None, :, None] * 8 + j[None, None, :]
     else:  # j: the channel of eight
-        at = words + (row[:, None, None] * 8 + j[None, None, :]).to(tl.int64) * word_columns + column[None, :, None]
+        at = words + (row[:, None, None] * 8 + j[None, None, :]) * word_columns + column[None, :, None]
     held = tl.load(at, mask=inside[:, :, None], other=0)
     for i in tl.static_range(8):
         if TO_AWQ:
             made = tl.sum(((held >> (4 * i)) & 15) << (place * 4)[None, None, :], axis=2)
-            to = out + (row[:, None] * 8 + i).to(tl.int64) * word_columns + column[None, :]
+            to = out + (row[:, None] * 8 + i) * word_columns + column[None, :]
         else:
             made = tl.sum(((held >> (4 * (i // 2 + i % 2 * 4))) & 15) << (j * 4)[None, None, :], axis=2)
             to = out + row[:, None] * wide + column[None, :] * 8 + i
