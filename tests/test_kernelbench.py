@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hubquant import cli, kernelbench
 from hubquant.errors import HubquantError, UsageError
 
-KERNELS = {"accumulate_hessian", "gptq_group", "awq_losses", "divergence", "divergence_of_heads"}
+KERNELS = {"copy", "product", "accumulate_hessian", "gptq_group", "awq_losses", "divergence", "divergence_of_heads"}
 
 
 def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_rows_have_the_figures_and_what_failed(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(kernelbench, "FOLDERS", (tmp_path,))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "GPU of a test")
-    monkeypatch.setattr(kernelbench, "_time", lambda run: run() or (2.0, 1.0, 3.0))
+    monkeypatch.setattr(kernelbench, "_time", lambda run, in_graph: run() or kernelbench.Times(2.0, 1.0, 3.0, 2.5))
     (case,) = kernelbench.cases(tmp_path)
     object.__setattr__(case, "prepare", lambda: {"triton": lambda: None, "marlin": fails})
     monkeypatch.setattr(kernelbench, "cases", lambda folder: [case])
@@ -51,6 +51,7 @@ def test_rows_have_the_figures_and_what_failed(tmp_path: Path, monkeypatch: pyte
     with (tmp_path / "bench.csv").open() as file:
         ours, marlin = csv.DictReader(file)
     assert (ours["ms"], ours["gb_per_s"], ours["tflop_per_s"], ours["error"]) == ("2.00000", "1.0", "2.00", "")
+    assert (ours["ms_20"], ours["ms_80"], ours["called_ms"]) == ("1.00000", "3.00000", "2.50000")
     assert (marlin["implementation"], marlin["ms"], marlin["error"]) == ("marlin", "", "RuntimeError: out of memory")
     assert ours["device"] == "GPU of a test"
     assert f"torch {torch.__version__.split('+')[0]}" in ours["versions"]

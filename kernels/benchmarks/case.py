@@ -1,7 +1,10 @@
-"""What a benchmark file offers: `cases() -> list[Case]`, run on a GPU by `hubquant kernels bench`."""
+"""What a benchmark file offers: `cases() -> list[Case]`, run on a GPU by `hubquant kernels bench`; and what several need."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 Run = Callable[[], object]
 
@@ -21,3 +24,17 @@ class Case:
     prepare: Callable[[], Mapping[str, Run]]
     memory_bytes: float
     operations: float = 0.0
+
+
+def with_tf32(allowed: bool, run: Run) -> object:
+    """`run` with TF32 allowed in torch's products of float32, or not."""
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, allowed
+    try:
+        return run()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def random_blocks(rows: int, row_bytes: int) -> Tensor:
+    """Bytes of which no two make a float16 that is not finite: the upper is less than 0x3C."""
+    return torch.randint(0, 0x3C, (rows, row_bytes), dtype=torch.uint8, device="cuda")

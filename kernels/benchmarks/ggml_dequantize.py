@@ -1,7 +1,7 @@
 """Decoding ggml's block types."""
 
 import torch
-from case import Case, Run
+from case import Case, Run, random_blocks
 from hubquant_kernels.ggml_dequantize import ggml_dequantize
 from hubquant_kernels.ggml_types import GGML_TYPES
 
@@ -16,7 +16,7 @@ def _case(name: str) -> Case:
     kind = GGML_TYPES[name]
 
     def prepare() -> dict[str, Run]:
-        data = torch.zeros(OUT, IN // kind.block_size * kind.type_size, dtype=torch.uint8, device="cuda")
+        data = random_blocks(OUT, IN // kind.block_size * kind.type_size)
         return {
             "triton": lambda: ggml_dequantize(data, name, torch.bfloat16),
             "definition": lambda: ggml_dequantize._init_fn(data, name, torch.bfloat16),

@@ -1,11 +1,11 @@
 """Activations times weights in ggml's blocks, beside torch with the weight in fp16."""
 
 import torch
-from case import Case, Run
+from case import Case, Run, random_blocks
 from hubquant_kernels.ggml_matmul import ggml_matmul
 from hubquant_kernels.ggml_types import GGML_TYPES
 
-SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))
+SHAPES = ((4096, 4096), (14336, 4096), (4096, 14336))  # of Llama 3 8B
 
 
 def cases() -> list[Case]:
@@ -18,7 +18,7 @@ def _case(name: str, m: int, n: int, k: int) -> Case:
 
     def prepare() -> dict[str, Run]:
         x, dense = torch.randn(m, k, device="cuda", dtype=torch.float16), torch.randn(n, k, device="cuda", dtype=torch.float16)
-        data = torch.zeros(n, k // kind.block_size * kind.type_size, dtype=torch.uint8, device="cuda")
+        data = random_blocks(n, k // kind.block_size * kind.type_size)
         return {
             "triton": lambda: ggml_matmul(x, data, name),
             "definition": lambda: ggml_matmul._init_fn(x, data, name),

@@ -1,7 +1,7 @@
 """Σ xᵀx of calibration tokens."""
 
 import torch
-from case import Case, Run
+from case import Case, Run, with_tf32
 from hubquant_kernels.hessian import accumulate_hessian
 
 TOKENS = 4096
@@ -15,9 +15,12 @@ def _case(n: int, dtype: torch.dtype) -> Case:
     def prepare() -> dict[str, Run]:
         x = torch.randn(TOKENS, n, device="cuda").to(dtype)
         hessian = torch.zeros(n, n, device="cuda")
+        rows = x.float()
         return {
             "triton": lambda: accumulate_hessian(hessian, x),
-            "definition": lambda: hessian.addmm_(x.float().T, x.float()),
+            "definition": lambda: accumulate_hessian._init_fn(hessian, x),
+            "torch float32": lambda: with_tf32(False, lambda: hessian.addmm_(rows.T, rows)),
+            "torch TF32": lambda: with_tf32(True, lambda: hessian.addmm_(rows.T, rows)),
             "torch in its dtype": lambda: x.T @ x,
         }
 
