@@ -3,6 +3,7 @@
 from functools import cached_property
 
 import torch
+from hubquant_kernels.awq_search import quadratic_form
 from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
 
@@ -86,7 +87,6 @@ class InputStatistics:
 
     def output_error(self, weight: Tensor, quantized: Tensor) -> float:
         """tr(ΔHΔᵀ)/tr(WHWᵀ), Δ = quantized − weight [out, in]: the relative squared error of the linear's output."""
-        delta = quantized - weight
-        error = float(((delta @ self.hessian) * delta).sum())
-        scale = float(((weight @ self.hessian) * weight).sum())
+        error = float(quadratic_form(quantized - weight, self.hessian))
+        scale = float(quadratic_form(weight, self.hessian))
         return error / scale if scale > 0 else 0.0

@@ -2,9 +2,16 @@
 
 import torch
 from case import Case, Run
-from hubquant_kernels.gptq_block import gptq_group
+from hubquant_kernels.gptq_block import gptq_block, gptq_group
+from hubquant_kernels.grid import fit_group
+from torch import Tensor
 
 GROUP = 128
+
+
+def plainly(weight: Tensor, factor: Tensor, metric: Tensor, symmetric: bool) -> object:
+    """The definitions of both parts: that of the whole asks the operators."""
+    return gptq_block._init_fn(weight, factor, *fit_group._init_fn(weight, metric, 4, symmetric), 15)
 
 
 def cases() -> list[Case]:
@@ -17,10 +24,13 @@ def _case(batch: int, out: int, symmetric: bool) -> Case:
         x = torch.randn(batch, 4 * GROUP, GROUP, device="cuda")
         factor = torch.linalg.cholesky(torch.linalg.inv(x.mT @ x), upper=True)
         arguments = (weight, factor, torch.linalg.inv(factor), torch.ones(batch, GROUP, dtype=torch.bool, device="cuda"))
-        return {
+        scale, zero = fit_group(weight, arguments[2], 4, symmetric)
+        runs: dict[str, Run] = {
             "triton": lambda: gptq_group(*arguments, 4, symmetric),
-            "definition": lambda: gptq_group._init_fn(*arguments, 4, symmetric),
+            "triton, the search": lambda: fit_group(weight, arguments[2], 4, symmetric),
+            "triton, the columns": lambda: gptq_block(weight, factor, scale, zero, 15),
         }
+        return runs if batch > 1 else runs | {"definition": lambda: plainly(weight[0], factor[0], arguments[2][0], symmetric)}
 
     kind = "symmetric" if symmetric else "asymmetric"
     return Case("gptq_group", f"{batch} x {out} x {GROUP}, {kind}", prepare, 9.0 * batch * out * GROUP)

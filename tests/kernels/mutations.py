@@ -124,12 +124,6 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gpu/gptq_block.py",
-        "w * visible[None, :]",
-        "w",
-        "test_gptq_block.py::test_a_group_is_its_search_and_then_its_columns[True]",
-    ),
-    Mutation(
-        "gpu/gptq_block.py",
         "line = factor + (matrix * n + i) * n",
         "line = factor + i * n",
         "test_gptq_block.py::test_a_batch_is_its_matrices_one_by_one",

@@ -1,4 +1,4 @@
-"""What AWQ's channel scales cost: the error of a linear's output for each of several scales, from the Hessian of its input."""
+"""What rounding costs at a linear's output, from the Hessian of its input: of one error, and of each of several of AWQ's scales."""
 
 import torch
 from torch import Tensor
@@ -8,17 +8,24 @@ from .dispatch import on_gpu
 from .grid import group_range, round_to_grid
 
 
+@torch.library.custom_op(add_op_namespace_prefix("quadratic_form"), mutates_args=())
+def quadratic_form(delta: Tensor, hessian: Tensor) -> Tensor:
+    """tr(ΔHΔᵀ) [] float32 for delta [out, in] float32 and hessian [in, in] float32, symmetric."""
+    return ((delta @ hessian) * delta).sum()
+
+
+@quadratic_form.register_fake
+def _(delta: Tensor, hessian: Tensor) -> Tensor:
+    return delta.new_empty(())
+
+
 @torch.library.custom_op(add_op_namespace_prefix("awq_losses"), mutates_args=())
 def awq_losses(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
     """tr(ΔHΔᵀ) for each of scales s [n, in], Δ = Q(W·s)/s − W, Q rounding to nearest by groups of `group_size`: [n] float32.
 
     weight [out, in] float32, in a multiple of group_size; hessian [in, in] float32 = Σxᵀx, symmetric.
     """
-    losses = []
-    for s in scales:
-        delta = rounding_error(weight, s, bits, group_size, symmetric)
-        losses.append(((delta @ hessian) * delta).sum())
-    return torch.stack(losses)
+    return torch.stack([quadratic_form(rounding_error(weight, s, bits, group_size, symmetric), hessian) for s in scales])
 
 
 @awq_losses.register_fake
@@ -34,4 +41,5 @@ def rounding_error(weight: Tensor, s: Tensor, bits: int, group_size: int, symmet
     return ((codes - zero) * scale).view_as(weight) / s - weight
 
 
+on_gpu(quadratic_form, "awq_search")
 on_gpu(awq_losses, "awq_search")

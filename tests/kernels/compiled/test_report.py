@@ -47,7 +47,7 @@ def test_everything_shipped_compiles_and_is_as_good_as_committed() -> None:
 
 
 def test_the_committed_report_is_of_the_committed_figures() -> None:
-    assert report.REPORT.read_text() == report.render(report.compilations(), report.read_committed())
+    assert report.REPORT.read_text() == report.document(report.compilations(), report.read_committed())
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 import torch
 from hubquant_kernels import dispatch
-from hubquant_kernels.awq_search import awq_losses
+from hubquant_kernels.awq_search import awq_losses, quadratic_form
 from hubquant_kernels.divergence import divergence, divergence_of_heads
-from hubquant_kernels.gptq_block import gptq_block, gptq_group
+from hubquant_kernels.gptq_block import gptq_block
 from hubquant_kernels.grid import fit_group
 from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
 
 N = 16
-EYE, SEEN = torch.eye(N), torch.ones(N, dtype=torch.bool)
+EYE = torch.eye(N)
 
 
 def weight(dtype: torch.dtype = torch.float32) -> Tensor:
@@ -25,7 +25,7 @@ ARGUMENTS: dict[Any, tuple[Any, ...]] = {
     accumulate_hessian: (EYE, weight()),
     fit_group: (weight(), EYE, 4, True),
     gptq_block: (weight(), EYE, torch.ones(3, 1), torch.full((3, 1), 8.0), 15),
-    gptq_group: (weight(), EYE, EYE, SEEN, 4, False),
+    quadratic_form: (weight(), EYE),
     awq_losses: (weight(), EYE, torch.ones(2, N), 4, 8, True),
     divergence: (weight(), 2 * weight(), torch.tensor([0, 5, 15])),
     divergence_of_heads: (*(weight(torch.float16) for _ in range(4)), torch.tensor([0, 1, 2])),

@@ -1,10 +1,9 @@
-"""The column loop in Triton: every code is the nearest to what compensation left, and the search comes before it."""
+"""The column loop in Triton: every code is the nearest to what compensation left."""
 
 import pytest
 import torch
 from hubquant_kernels import gptq_block as definition
 from hubquant_kernels.gpu import gptq_block as kernel
-from hubquant_kernels.gpu import grid
 from torch import Tensor
 
 MAX_CODE = 15
@@ -68,22 +67,6 @@ def test_a_batch_is_its_matrices_one_by_one() -> None:
     for i, one in enumerate(problems):
         check(one, codes[i], errors[i])
         assert torch.equal(codes[i], kernel.gptq_block(*one, MAX_CODE)[0])
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_a_group_is_its_search_and_then_its_columns(symmetric: bool) -> None:
-    """A channel that is not seen has no say in the scale, and is rounded to it."""
-    batch = [problem(out=17, n=32, seed=seed) for seed in (5, 6)]
-    weight, factor = torch.stack([p[0] for p in batch]), torch.stack([p[1] for p in batch])
-    weight[:, :, 3] = 10.0
-    metric, seen = torch.linalg.inv(factor), (torch.arange(32) != 3).repeat(2, 1)
-    codes, errors, scale, zero = kernel.gptq_group(weight, factor, metric, seen, 4, symmetric)
-    expected, its_zero = grid.fit_group(weight * seen[:, None, :], metric, 4, symmetric)
-    assert torch.equal(scale, expected)
-    assert torch.equal(zero, its_zero)
-    assert bool((scale.abs() < 0.1).all())
-    for i in range(2):
-        check((weight[i], factor[i], scale[i], zero[i]), codes[i], errors[i])
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-40, 1e30])

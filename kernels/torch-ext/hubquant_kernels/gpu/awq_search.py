@@ -1,20 +1,37 @@
 """AWQ's losses: the rounding error of a scale, then its quadratic form in the Hessian, of which only one triangle is multiplied."""
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..dispatch import target
 from .compilation import TARGETS, Compilation
 from .grid import span, to_codes
 
 ELEMENTS = 2048  # of a matrix, per program that rounds
-TILE, DEPTH, NUM_WARPS, NUM_STAGES = 64, 32, 4, 2
+NUM_WARPS, NUM_STAGES = 4, 2
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A square tile of Δ H per program, `depth` products of it summed at a time."""
+
+    tile: int
+    depth: int
+    num_warps: int
+    num_stages: int
+
+
+# by target ("": any other, where the larger tile would not fit into registers)
+TILES = {"": Tiles(64, 32, NUM_WARPS, NUM_STAGES), "sm_90": Tiles(128, 32, 8, 3)}
 
 
 def awq_losses(weight: Tensor, hessian: Tensor, scales: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
-    """tr(ΔHΔᵀ) for each of scales [n, in]: [n] float32. Products of float32 are made of three TF32 products (on AMD, of one)."""
-    return torch.stack([_loss(rounding_error(weight, s, bits, group_size, symmetric), hessian.contiguous()) for s in scales])
+    """tr(ΔHΔᵀ) for each of scales [n, in]: [n] float32."""
+    return torch.stack([quadratic_form(rounding_error(weight, s, bits, group_size, symmetric), hessian) for s in scales])
 
 
 def rounding_error(weight: Tensor, s: Tensor, bits: int, group_size: int, symmetric: bool) -> Tensor:
@@ -42,9 +59,11 @@ def rounding_error(weight: Tensor, s: Tensor, bits: int, group_size: int, symmet
     return delta
 
 
-def _loss(delta: Tensor, hessian: Tensor) -> Tensor:
-    out, n = delta.shape
-    grid = (triton.cdiv(out, TILE), triton.cdiv(n, TILE))
+def quadratic_form(delta: Tensor, hessian: Tensor) -> Tensor:
+    """tr(ΔHΔᵀ) []. Products of float32 are made of three TF32 products (on AMD of one of float32): one alone is off by 7e-4."""
+    delta, hessian, (out, n) = delta.contiguous(), hessian.contiguous(), delta.shape
+    tiles = TILES.get("" if delta.device.type == "cpu" else target(delta.device.index), TILES[""])
+    grid = (triton.cdiv(out, tiles.tile), triton.cdiv(n, tiles.tile))
     parts = delta.new_empty(grid)
     _quadratic[grid](
         delta,
@@ -52,11 +71,11 @@ def _loss(delta: Tensor, hessian: Tensor) -> Tensor:
         parts,
         out,
         n,
-        TILE=TILE,
-        DEPTH=DEPTH,
+        TILE=tiles.tile,
+        DEPTH=tiles.depth,
         PRECISION="ieee" if torch.version.hip else "tf32x3",
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return parts.sum()
 
@@ -97,23 +116,24 @@ def _quadratic(delta, hessian, parts, out, n, TILE: tl.constexpr, DEPTH: tl.cons
     for start in range(0, tl.minimum(first + TILE, n), DEPTH):
         k = start + tl.arange(0, DEPTH)
         left = tl.load(lines + k[None, :], mask=(rows[:, None] < out) & (k[None, :] < n), other=0.0)
-        square = hessian + k.to(tl.int64)[:, None] * n + columns[None, :]
-        right = tl.load(square, mask=(k[:, None] < n) & (columns[None, :] < n), other=0.0)
+        # H is symmetric: by rows of its columns, as wgmma wants factors of 32 bits
+        square = hessian + columns.to(tl.int64)[:, None] * n + k[None, :]
+        right = tl.load(square, mask=(columns[:, None] < n) & (k[None, :] < n), other=0.0)
         left = tl.where(start < first, 2.0, 1.0) * left
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+        total = tl.dot(left, tl.trans(right), total, input_precision=PRECISION)
     own = tl.load(lines + columns[None, :], mask=(rows[:, None] < out) & (columns[None, :] < n), other=0.0)
     tl.store(parts + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1), tl.sum(tl.sum(total * own, 1), 0))
 
 
-def _quadratic_form(name: str, precision: str, targets: tuple[str, ...]) -> Compilation:
+def _quadratic_form(name: str, precision: str, tiles: Tiles, targets: tuple[str, ...]) -> Compilation:
     return Compilation(
-        name=f"awq_losses/{name}",
+        name=name,
         kernel=_quadratic,
         signature={"delta": "*fp32", "hessian": "*fp32", "parts": "*fp32", "out": "i32", "n": "i32"},
-        constants={"TILE": TILE, "DEPTH": DEPTH, "PRECISION": precision},
+        constants={"TILE": tiles.tile, "DEPTH": tiles.depth, "PRECISION": precision},
         aligned=("delta", "hessian", "n"),
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
         tensor_cores=True,
         targets=targets,
     )
@@ -132,6 +152,7 @@ COMPILATIONS = (
         weights=ELEMENTS,
         bytes_read=8.0 * ELEMENTS,
     ),
-    _quadratic_form("form", "tf32x3", TARGETS[:-1]),
-    _quadratic_form("form-amd", "ieee", TARGETS[-1:]),
+    _quadratic_form("quadratic_form", "tf32x3", TILES[""], tuple(t for t in TARGETS[:-1] if t != "sm_90")),
+    _quadratic_form("quadratic_form/sm_90", "tf32x3", TILES["sm_90"], ("sm_90",)),
+    _quadratic_form("quadratic_form/amd", "ieee", TILES[""], TARGETS[-1:]),
 )

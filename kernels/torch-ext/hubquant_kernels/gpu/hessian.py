@@ -22,7 +22,7 @@ class Configuration:
 
 LARGE = Configuration(tile=128, tokens=32, num_warps=8, num_stages=3)
 SMALL = Configuration(tile=64, tokens=32, num_warps=4, num_stages=4)  # with larger tiles a narrow matrix would leave SMs idle
-FLOAT32 = Configuration(tile=64, tokens=32, num_warps=4, num_stages=2)
+FLOAT32 = Configuration(tile=64, tokens=32, num_warps=4, num_stages=3)
 NARROW = 2048
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -31,7 +31,7 @@ def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
     """hessian [in, in] float32, symmetric, += xᵀ x for x [tokens, in] of any float dtype.
 
     Products of half-precision inputs are exact and summed in float32. Those of float32 are made of three TF32 products
-    (within 2⁻²¹ of each; on AMD of one float32 product).
+    (within 2⁻²¹ of each; on AMD of one float32 product), for which the tensor cores take eight times as long.
     """
     tokens, n = x.shape
     if not tokens:

