@@ -18,6 +18,7 @@ ROWS = (  # format, made by, the checkpoints
     ("GPTQ and AWQ, experts of five families", "random codes", r"experts-.*"),
     ("GGUF kept packed (lfm2, qwen35, qwen35moe)", "the packages gguf and libgguf", r"gguf-.*"),
 )
+ON_A_GPU = {r"gguf-.*": "H100: lfm2, qwen35moe"}  # by the checkpoints; the others' layers have run on one, the models have not
 CHECKS = {  # a check, and how the table says it
     "generated": "generate", "saved": "save", "compiled": "compile", "adapter": "LoRA", "device_map": "device map",
     "interpreted": "Triton's interpreter",
@@ -34,7 +35,9 @@ def rows() -> list[list[str]]:
             raise SystemExit(f"{RESULTS.name} has nothing of {pattern}; run the tests again")
         worst = max(r["logits"] for r in results)
         ran = [text for check, text in CHECKS.items() if any(check in r for r in results)]
-        found.append([kind, origin, str(len(results)), f"{100 * worst:.2g} %", ", ".join(ran) or "—", "not run"])
+        found.append(
+            [kind, origin, str(len(results)), f"{100 * worst:.2g} %", ", ".join(ran) or "—", ON_A_GPU.get(pattern, "not run")]
+        )
     return found
 
 
@@ -44,5 +47,5 @@ def note() -> str:
     return (
         "Difference: the largest of any logit from the maker's own (GPTQModel and auto-round compute in float16; for hubquant's, "
         "random and GGUF files from the decoded weights), by the logits' standard deviation. The GGUF rows let CPU tensors through "
-        f"to the GPU path. {named}; no GPU was at hand."
+        f"to the GPU path; on the H100 their logits are within 1e-4 of them (make test-kernels-gpu). {named}."
     )

@@ -26,12 +26,29 @@ from hubquant.artifact import Report
 from hubquant.console import METRICS, metrics, protocol_line, size
 from hubquant.recipe import DEFAULT_VARIANTS, VARIANTS, Variant
 
+sys.path.append(str(Path(__file__).parents[2] / "kernels"))
+import measured
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 RESULTS = Path(__file__).parent / "results"
 FAMILIES = RESULTS / "families" / "gguf.json"
 TYPES = RESULTS / "ggml" / "types.json"
 GENERATION = RESULTS / "cpu" / "llama-1.1b.json"
+GPU_PASS, GPU_BUNDLED = RESULTS / "gpu" / "pass-7b.json", RESULTS / "gpu" / "bundled.json"
+LEFT_OUT = ("called", "of issue")
+# of what was measured on a GPU; kernels/REPORT.md has all of it
+SHOWN = {
+    "matmul_gptq": tuple(f"{m} x 4096 times 14336" for m in (1, 16, 64, 128)),
+    "matmul_awq": tuple(f"{m} x 4096 times 14336" for m in (1, 64)),
+    "ggml_matmul": tuple(f"Q4_K, {m} x 4096 times 14336" for m in (1, 8)),
+    "ggml_dequantize": ("Q4_K, 4096 x 14336 to bfloat16",),
+    "ggml_quantize": ("Q4_K, 4096 x 4096, bfloat16", "Q6_K, 4096 x 4096, bfloat16"),
+    "accumulate_hessian": ("4096 tokens x 4096, bfloat16", "4096 tokens x 4096, float32"),
+    "awq_losses": ("5 scales of 4096 x 4096",),
+    "gptq_group": ("1 x 14336 x 128, symmetric",),
+    "divergence": ("512 x 151936, float32",),
+}
 LOADS = {
     "gptq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
     "awq": "`from_pretrained` with `import hubquant`, GPTQModel, vLLM, SGLang",
@@ -176,6 +193,44 @@ def generation() -> str:
     )
 
 
+def kernels_table() -> str:
+    found = measured.read()
+    rows = [
+        [
+            cell
+            for heading, cell in zip(measured.HEADINGS, measured.row(found, case, name, {}), strict=True)
+            if heading not in LEFT_OUT
+        ]
+        for kernel, shapes in SHOWN.items()
+        for case in (found.case(kernel, shape) for shape in shapes)
+        for name in case.own
+    ]
+    headings = [heading for heading in measured.HEADINGS if heading not in LEFT_OUT]
+    return (
+        table(headings, rows) + f"\n\n{found.device}, {found.versions}. Of the copy: the least bytes by the time, of "
+        f"{found.copy / 1e12:.2f} TB/s; of the product: of {found.product / 1e12:.0f} Tflop/s in bfloat16, both measured beside. "
+        "`hubquant kernels bench`; all of it, and how, in [kernels/REPORT.md](kernels/REPORT.md)."
+    )
+
+
+def gpu_pass() -> str:
+    kept, small = json.loads(GPU_PASS.read_text()), json.loads(GPU_BUNDLED.read_text())
+    layers, known = kept["layers"], sum(kept["stages"].values())
+    stages = {**kept["stages"], "all else": kept["seconds"] - known}
+    shown = sorted(stages.items(), key=lambda stage: -stage[1])
+    rows = [[name, f"{seconds / layers:.2f} s", f"{100 * seconds / kept['seconds']:.0f} %"] for name, seconds in shown]
+    made = small["mean_kl"]
+    kl = "; ".join(f"`{v}` {made['made on the gpu'][v]:.6f} and {made['made on the cpu'][v]:.6f}" for v in made["made on the gpu"])
+    return (
+        f"The pass over {layers} layers of Llama 2 7B's shape (random weights, {kept['calibration_tokens']:,} tokens, all five "
+        f"variants): {kept['seconds'] / layers:.1f} s a layer, {size(kept['peak_device_memory_bytes'])} of the GPU.\n\n"
+        + table(["stage", "a layer", "share"], rows)
+        + f"\n\n{kept['device']}, torch {kept['versions']['torch']}; `python tests/benchmarks/gpu_pass.py FOLDER`, measured before "
+        "AWQ's search and the output errors took half as long (`awq_losses` above). The bundled model made on it and on a CPU: "
+        f"mean KL {kl}; each measured on both, with the same six digits."
+    )
+
+
 def model_types() -> str:
     return table(architectures.HEADINGS, architectures.rows()) + "\n\n" + architectures.note()
 
@@ -193,6 +248,8 @@ PARTS = {
     "quality": quality,
     "scoreboard": scoreboard,
     "generation": generation,
+    "kernels": kernels_table,
+    "gpu-pass": gpu_pass,
     "families": families,
     "types": types,
 }
