@@ -132,7 +132,8 @@ def _time(run: Callable[[], object], in_graph: bool) -> Times:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return Times(*do_bench(graph.replay, warmup=WARM_UP, rep=REPEAT, quantiles=QUANTILES), called)
+    middle, low, high = do_bench(graph.replay, warmup=WARM_UP, rep=REPEAT, quantiles=QUANTILES)
+    return Times(middle, low, high, called)
 
 
 def _row(case: Any, name: str, times: Times | None, error: Exception | None) -> dict[str, object]:

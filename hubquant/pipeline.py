@@ -52,7 +52,8 @@ def quantize(
 
     `model`: a folder, or a GGUF file in 16 or 32 bit, for which `imatrix` may name an importance matrix. `device`: where layers
     are run and variants solved; a GPU if there is one. A variant that this model cannot have is noted with the reason, and the
-    others are made. What a killed process left of the same pass is gone on with. Raises BadModel, FolderBusy, UsageError, and before it begins, unless `anyway`, MemoryShort and DiskFull.
+    others are made. What a killed process left of the same pass is gone on with. Raises BadModel, FolderBusy, UsageError, and
+    before it begins, unless `anyway`, MemoryShort and DiskFull.
     """
     started = time.monotonic()
     where = device_named(device)

@@ -12,9 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from hubquant.artifact import Report
-from hubquant.base import describe_gguf, open_base
+from hubquant.base import describe_gguf, device_named, open_base
 from hubquant.cli import app
-from hubquant.errors import BadModel
+from hubquant.errors import BadModel, UsageError
 from hubquant.formats.gguf.header import GgufHeader
 
 BEFORE = {"rope_theta": 10000.0, "original_max_position_embeddings": 128}
@@ -117,3 +117,13 @@ def test_imatrix_goes_with_a_gguf_file(bundled: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["quantize", str(bundled), "-o", str(tmp_path / "out"), "--imatrix", "i.gguf"])
     assert "goes with a GGUF file" in str(result.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    for name, why in (("gpu", "'gpu' is no device"), ("meta", "on cpu and cuda, not on meta")):
+        with pytest.raises(UsageError, match=why):
+            device_named(name)
+    assert device_named("cpu").type == "cpu"
+    assert device_named().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UsageError, match="sees no GPU" if not torch.cuda.is_available() else "counted from 0"):
+        device_named("cuda:99")

@@ -31,7 +31,7 @@ from hubquant.formats.shards import ShardWriter
 from hubquant.hub.snapshot import fingerprint_folder
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.decoder import Decoder
-from hubquant.quantize import gptq
+from hubquant.quantize import feedback, gptq
 from hubquant.recipe import DEFAULT_VARIANTS, Calibration, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -52,10 +52,12 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (awq_format, "pack_words", "packing words"),
     (InputStatistics, "output_error", "output errors"),
     (gguf_writer, "encode", "GGUF: encoding"),
+    (feedback, "encode", "GGUF: encoding"),
+    (gguf_writer, "encode_with_feedback", "GGUF: error feedback"),
     (gguf_writer, "decode", "GGUF: decoding"),
     (GgufFile, "write", "writing"),
     (ShardWriter, "add", "writing"),
-    (onepass, "finished", "finishing files"),
+    (onepass, "finish", "finishing files"),
 )
 
 

@@ -226,8 +226,9 @@ def gpu_pass() -> str:
         f"variants): {kept['seconds'] / layers:.1f} s a layer, {size(kept['peak_device_memory_bytes'])} of the GPU.\n\n"
         + table(["stage", "a layer", "share"], rows)
         + f"\n\n{kept['device']}, torch {kept['versions']['torch']}; `python tests/benchmarks/gpu_pass.py FOLDER`, measured before "
-        "AWQ's search and the output errors took half as long (`awq_losses` above). The bundled model made on it and on a CPU: "
-        f"mean KL {kl}; each measured on both, with the same six digits."
+        "AWQ's search and the output errors took half as long (`awq_losses` above), and before there were "
+        "GGUF's error feedback and coordinate descent. The bundled model made on it and on a CPU: mean "
+        f"KL {kl}; each measured on both, with the same six digits."
     )
 
 

@@ -16,8 +16,9 @@ def found(layer: nn.Module, hidden: Tensor, **call: Any) -> dict[tuple[str, ...]
     return {i.linears: i for i in find_inputs(layer, hidden, call)}
 
 
-def test_llama_shares_inputs_and_finds_what_absorbs(bundled: Path, tokens: Tensor) -> None:
-    decoder = Decoder(read_config(bundled), Checkpoint(bundled))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])  # that of a CPU, and of a GPU
+def test_llama_shares_inputs_and_finds_what_absorbs(dtype: torch.dtype, bundled: Path, tokens: Tensor) -> None:
+    decoder = Decoder(read_config(bundled), Checkpoint(bundled), dtype=dtype)
     hidden = decoder.embed(tokens)
     with decoder.layer(0) as layer:
         before = {n: p.clone() for n, p in layer.named_parameters()}
