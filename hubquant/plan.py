@@ -9,6 +9,8 @@ from transformers import PretrainedConfig
 from hubquant import estimate, needs
 from hubquant.artifact import Base
 from hubquant.base import is_gguf, open_base
+from hubquant.calibrate.source import read_text
+from hubquant.calibrate.text import calibration_windows, load_tokenizer, tokenize
 from hubquant.config import Settings
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import family_of_model
@@ -47,7 +49,7 @@ def plan(model: str, recipe: Recipe, out: Path, settings: Settings | None = None
     local = Path(model)
     on_hub = not local.exists() and model.count("/") == 1
     base = snapshot.pin(hub, model) if on_hub else Base(repo_id=local.resolve().name, revision="", fingerprint="")
-    config = _config_on_hub(hub, base) if on_hub else open_base(local).config if is_gguf(local) else read_config(local)
+    config = _config_on_hub(hub, base) if on_hub else _config_here(local, recipe)
     shape = needs.shape_of(config)
     why = {name: reason for name in recipe.variants if (reason := _declined(name, config))}
     made = recipe.model_copy(update={"variants": tuple(name for name in recipe.variants if name not in why)})
@@ -83,6 +85,18 @@ def _config_on_hub(hub: Hub, base: Base) -> PretrainedConfig:
         text = hub.read_text(base.repo_id, "config.json", base.revision)
         (Path(folder) / "config.json").write_text(text or "")
         return read_config(Path(folder))
+
+
+def _config_here(model: Path, recipe: Recipe) -> PretrainedConfig:
+    """The calibration text is tokenized, as the pass will: it may be too short, and what that takes is part of the process."""
+    if is_gguf(model):
+        opened = open_base(model)
+        config, tokenizer = opened.config, opened.tokenizer
+    else:
+        config, tokenizer = read_config(model), load_tokenizer(model)
+    tokens = tokenize(tokenizer, read_text(recipe.calibration.source))
+    calibration_windows(tokens, recipe.calibration.windows, recipe.calibration.window)
+    return config
 
 
 def _declined(name: str, config: PretrainedConfig) -> str:

@@ -4,14 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 from huggingface_hub import HfApi
 from typer.testing import CliRunner
 
 from hubquant import cli
 from hubquant.config import Publish, Settings
+from hubquant.errors import UsageError
 from hubquant.hub.local.server import LocalHub
 from hubquant.plan import plan
-from hubquant.recipe import Recipe
+from hubquant.recipe import Calibration, Recipe
 
 
 def test_sizes_and_what_is_declined(bundled: Path, tmp_path: Path) -> None:
@@ -24,6 +26,12 @@ def test_sizes_and_what_is_declined(bundled: Path, tmp_path: Path) -> None:
     assert packed.size_bytes == found.needs.output_bytes > 0 and not packed.declined
     assert declined.size_bytes == 0 and "GemmaForCausalLM" in declined.declined
     assert not (tmp_path / "not").exists()
+
+
+def test_a_text_that_is_too_short_is_said_before_the_pass(bundled: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("A few words.")
+    with pytest.raises(UsageError, match="fewer than one window of 512"):
+        plan(str(bundled), Recipe(calibration=Calibration(source=str(tmp_path / "t.txt"))), tmp_path)
 
 
 def test_for_people(bundled: Path, tmp_path: Path) -> None:
