@@ -8,6 +8,7 @@ from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
 
 from hubquant.quantize.feedback import Factor, has_blocks
+from hubquant.quantize.gptq import damp_ratio_for
 
 # Below one token to eight channels, sums of calibration tokens mislead: measured on held-out tokens of two models (inputs of up and
 # down, widths 256 to 768), GPTQ's output error is 0.5 to 0.8 of plain rounding's at 1/8, but up to 1.6 times that at 1/16 and up
@@ -75,7 +76,12 @@ class InputStatistics:
         token was added.
         """
         usable = not self.starved and has_blocks(self.abs_sum.numel()) and bool(self.hessian.any())
-        return Factor(self.hessian) if usable else None
+        return Factor(self.hessian, self.damp_ratio) if usable else None
+
+    @property
+    def damp_ratio(self) -> float:
+        """By how much of its mean the hessian's diagonal is to be raised before it is inverted."""
+        return damp_ratio_for(self.abs_sum.numel(), self.n_tokens)
 
     def scaled(self, s: Tensor) -> "InputStatistics":
         """The statistics of x / s, for weights that were multiplied by s [in] (AWQ's fold)."""

@@ -125,7 +125,7 @@ class PackedWriter:
         statistics = layer.statistics[read.name]
         weights = [layer.tensors[n] for n in names]
         hessian = torch.zeros_like(statistics.hessian) if statistics.starved else statistics.hessian
-        solved = gptq_solver.solve(torch.cat(weights), hessian, self.grid)
+        solved = gptq_solver.solve(torch.cat(weights), hessian, self.grid, statistics.damp_ratio)
         for name, weight, part in zip(names, weights, solved.split([w.shape[0] for w in weights]), strict=True):
             for suffix, tensor in self.format.pack(part).items():
                 self._shards.add(self.stored(f"{layer.prefix}{name.removesuffix('.weight')}.{suffix}"), tensor)

@@ -18,10 +18,8 @@ from torch import Tensor
 
 from hubquant.quantize.descent import Codes, descend
 from hubquant.quantize.ggml import decode, encode, ggml_type
-from hubquant.quantize.gptq import inverse_cholesky
+from hubquant.quantize.gptq import DAMP_RATIO, SWEEPS, inverse_cholesky
 
-DAMP_RATIO = 0.02
-SWEEPS = 2
 # columns between two updates of all that is left, and the sizes of sub-blocks, each a part of the one before
 BLOCKS = (256, 128, 64, 32)
 SUB_BLOCKS = (32, 16)

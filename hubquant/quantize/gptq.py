@@ -13,9 +13,10 @@ from torch import Tensor
 from hubquant.quantize.descent import Codes, descend
 from hubquant.quantize.grid import Grid, QuantizedWeight
 
-DAMP_RATIO = 0.05
+# Of the mean of the diagonal. Held-out KL divergence of the bundled model, W4g128: 0.0134 at 0.05, 0.0109 at 0.01, 0.0103 at 0.003.
+DAMP_RATIO = 0.01
 MAX_DAMP_RATIO = 1.0
-SWEEPS = 2
+SWEEPS = 3
 LARGEST_SCALE = torch.finfo(torch.float16).max
 
 
@@ -56,6 +57,11 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_
         descend(weight.float().clamp(-limit, limit), found, hessian, damp, sweeps, zeros)
         codes, scales = found.codes.to(torch.uint8), found.step
     return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
+
+
+def damp_ratio_for(width: int, n_tokens: int) -> float:
+    """More damping for a hessian [width, width] of few tokens, whose eigenvalues are off by the order of width/n_tokens."""
+    return DAMP_RATIO * (1 + width / max(n_tokens, 1))
 
 
 def group_order(importance: Tensor, group_size: int) -> Tensor:

@@ -1,6 +1,8 @@
+import pytest
 import torch
 
 from hubquant.calibrate.statistics import InputStatistics
+from hubquant.quantize.gptq import DAMP_RATIO
 
 
 def filled(x: torch.Tensor) -> InputStatistics:
@@ -64,3 +66,11 @@ def test_output_error_is_that_of_the_outputs() -> None:
     assert abs(filled(x).output_error(weight, off) / float(direct) - 1) < 1e-4
     assert filled(x).output_error(weight, weight) == 0
     assert InputStatistics(6).output_error(weight, off) == 0, "no tokens, no error"
+
+
+def test_few_tokens_are_damped_more() -> None:
+    many, few = InputStatistics(64), InputStatistics(64)
+    many.add(torch.randn(64 * 100, 64))
+    few.add(torch.randn(8, 64))
+    assert many.damp_ratio == pytest.approx(DAMP_RATIO, rel=0.02)
+    assert few.damp_ratio == pytest.approx(9 * DAMP_RATIO)

@@ -6,8 +6,9 @@ from hubquant_kernels.ggml_grid import GRIDDED, block_grid
 from torch import Tensor
 
 from hubquant.errors import BadModel
-from hubquant.quantize.feedback import DAMP_RATIO, EXACT, SUB_BLOCKS, Factor, encode_with_feedback, has_blocks, nested_order
+from hubquant.quantize.feedback import EXACT, SUB_BLOCKS, Factor, encode_with_feedback, has_blocks, nested_order
 from hubquant.quantize.ggml import GGML_TYPES, decode, encode
+from hubquant.quantize.gptq import DAMP_RATIO
 
 WITHOUT_GRID = ("IQ3_S", "IQ2_XS", "TQ2_0", "MXFP4")
 
