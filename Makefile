@@ -101,7 +101,8 @@ smollm2: $(VENV)/.installed   ## quantize and measure a real small model, and ke
 	$(BIN)/python tests/benchmarks/readme.py --keep .cache/smollm2-135m-out smollm2-135m
 
 # Every peer in an environment of its own (.cache/peers; HUBQUANT_PEERS names another folder); what has a result is not run again.
-# hubquant's own rows alone, which need no peer: make scoreboard MODELS=… TOOLS='--tool hubquant --matched --again'
+# hubquant's own rows alone, which need no peer: make scoreboard MODELS=… TOOLS='--tool hubquant --matched --again', with the
+# CALIBRATION and TEXT of the rows that are kept (the README's table names them).
 MODELS ?= .cache/smollm2-135m
 TOOLS  ?=
 CALIBRATION ?= prose-calib

@@ -48,6 +48,8 @@ def test_rows_of_different_protocols_do_not_compare() -> None:
     longer = other.evaluation.model_copy(update={"protocol": PROTOCOL.model_copy(update={"n_tokens": 1022})})
     with pytest.raises(ValueError, match="different protocols"):
         scores([first, replace(other, evaluation=longer)])
+    with pytest.raises(ValueError, match="different tokens"):
+        scores([first, replace(other, calibration={**other.calibration, "excerpt_sha256": "1"})])
 
 
 def test_gptq_comes_first_then_gguf_by_bits() -> None:

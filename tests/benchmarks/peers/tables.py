@@ -45,8 +45,10 @@ class Score:
 
 
 def scores(rows: list[Row]) -> list[Score]:
-    """One Score per variant that anybody made. Rows measured under another protocol than the first do not compare: ValueError."""
+    """One Score per variant that anybody made. Raises ValueError for rows of different protocols or calibration tokens."""
     measured = [row for row in rows if row.evaluation is not None]
+    if len({row.calibration.get("excerpt_sha256") for row in measured}) > 1:
+        raise ValueError("rows of one model were calibrated on different tokens; give the same --calibration and --windows")
     if len({_evaluation(row).protocol for row in measured}) > 1:
         raise ValueError("rows of one model were measured under different protocols; measure them again with --again")
     found = []
