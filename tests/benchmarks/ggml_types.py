@@ -2,11 +2,11 @@
 
 python tests/benchmarks/ggml_types.py                 prints the table, and keeps it as results/ggml/types.json for the README
 python tests/benchmarks/ggml_types.py Q4_K IQ4_XS     renews these rows
-python tests/benchmarks/ggml_types.py --eager         without what compiling takes, and gives
 
 Speeds are megabytes of float32 weights per second of CPU time on one thread, the best of ROUNDS; ggml is llama.cpp's own
 library where llama-cpp-python is installed (make types), else the package libgguf. All share one tensor: rows of the bundled
-model. The importance is made up and spread over four decades, as mean squared inputs are.
+model. The importance is made up and spread over four decades, as mean squared inputs are. The types that are as good as copied
+are also held to memory: LARGE weights against a copy that reads and writes as many bytes in all.
 """
 
 import ctypes
@@ -35,8 +35,8 @@ from hubquant.quantize.iquant import IQ_TYPES
 KEPT = Path(__file__).parent / "results" / "ggml" / "types.json"
 ROUNDS = 2
 ROWS = 2048
-# by what HUBQUANT_COMPILE_AFTER says
-WAYS = {"eager": "inf", "compiled": "0"}
+LARGE = 1 << 24
+COPIED = ("Q8_0", "Q4_0")
 
 Encode = Callable[[Tensor, GgmlType, Tensor | None], Tensor]
 
@@ -91,55 +91,61 @@ def error(data: Tensor, weight: Tensor, kind: GgmlType, importance: Tensor | Non
     return float((squares if importance is None else squares * importance.double()).sum())
 
 
-def measure(kind: GgmlType, weight: Tensor, importance: Tensor | None, theirs: Encode, ways: dict[str, str]) -> dict[str, Any]:
-    """`warm_up`: CPU seconds of the first compiled call of each mode beyond those of the next."""
-    reference, best = (encode(weight, kind.name, importance, mode) for mode in ("reference", "best"))
-    expected = theirs(weight, kind, importance)
-    found: dict[str, Any] = {
+def measure(kind: GgmlType, weight: Tensor, importance: Tensor | None, theirs: Encode) -> dict[str, Any]:
+    """`warm_up`: CPU seconds of the first call, in which a type's machine code is compiled, beyond those of the next."""
+    started = cpu_seconds()
+    encode(weight, kind.name, importance, "reference")
+    first, started = cpu_seconds() - started, cpu_seconds()
+    reference = encode(weight, kind.name, importance, "reference")
+    warm_up = first - (cpu_seconds() - started)
+    best, expected = encode(weight, kind.name, importance, "best"), theirs(weight, kind, importance)
+    return {
         "identical": float((reference == expected).view(-1, kind.type_size).all(1).float().mean()),
         "error": error(best, weight, kind, importance) / error(expected, weight, kind, importance),
         "ggml": speed(weight, lambda: theirs(weight, kind, importance)),
+        "reference": speed(weight, lambda: encode(weight, kind.name, importance, "reference")),
+        "best": speed(weight, lambda: encode(weight, kind.name, importance, "best")),
+        "warm_up": max(0.0, warm_up),
     }
-    for mode in ("reference", "best"):
-        for name, after in ways.items():
-            os.environ["HUBQUANT_COMPILE_AFTER"] = after
-            started = cpu_seconds()
-            encode(weight, kind.name, importance, mode)
-            first = cpu_seconds() - started
-            found[f"{mode} {name}"] = speed(weight, lambda mode=mode: encode(weight, kind.name, importance, mode))
-            if name == "compiled":
-                steady = weight.numel() * 4e-6 / found[f"{mode} {name}"]
-                found["warm_up"] = found.get("warm_up", 0.0) + max(0.0, first - steady)
-        os.environ["HUBQUANT_COMPILE_AFTER"] = WAYS["eager"]
-    return found
+
+
+def memory(kind: GgmlType) -> dict[str, float]:
+    """Megabytes of weights per CPU second: copied with as many bytes read and written as encoding takes, and encoded."""
+    weight = torch.randn(LARGE // 4096, 4096, generator=torch.Generator().manual_seed(5))
+    source = torch.ones((4 * LARGE + LARGE // kind.block_size * kind.type_size) // 2, dtype=torch.uint8)
+    target = torch.zeros_like(source)
+    copied = speed(weight, lambda: target.copy_(source))
+    return {"copy": copied, "reference": speed(weight, lambda: encode(weight, kind.name, mode="reference"))}
 
 
 def line(name: str, how: str, found: dict[str, Any]) -> str:
-    ours = "  ".join(f"{k} {found[k] / found['ggml']:.2f}x" for k in found if k.startswith(("reference", "best")))
+    ours = "  ".join(f"{mode} {found[mode] / found['ggml']:.2f}x" for mode in ("reference", "best"))
     return (
         f"{name:8} {how:10} identical {found['identical']:.4%}  error {found['error']:.3f}  ggml {found['ggml']:.0f} MB/s  {ours}"
-        f"  warm-up {found.get('warm_up', 0.0):.1f} s"
+        f"  warm-up {found['warm_up']:.1f} s"
     )
 
 
 def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
-    os.environ["HUBQUANT_COMPILE_AFTER"] = WAYS["eager"]
-    ways = {name: after for name, after in WAYS.items() if name == "eager" or "--eager" not in arguments}
-    wanted = [a for a in arguments if a != "--eager"] or [name for name, kind in GGML_TYPES.items() if kind.block_size > 1]
+    wanted = arguments or [name for name, kind in GGML_TYPES.items() if kind.block_size > 1]
     name, theirs = ggml()
     weight = weights()
     importance = torch.exp(2 * torch.randn(256, generator=torch.Generator().manual_seed(3)))
-    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {"types": {}}
-    kept |= {"ggml": name, "torch": torch.__version__, "weights": weight.numel()}
+    kept = {"types": {}, "memory": {}} | (json.loads(KEPT.read_text()) if KEPT.exists() else {})
+    kept |= {"ggml": name, "torch": torch.__version__, "weights": weight.numel(), "large": LARGE}
     with tempfile.TemporaryDirectory() as cold:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cold
+        os.environ["HUBQUANT_CACHE"] = cold
         for kind in map(ggml_type, wanted):
+            kept["earlier"] = [earlier for earlier in kept.get("earlier", ()) if earlier != kind.name]
             row = kept["types"][kind.name] = {"bits_per_weight": kind.bits_per_weight, "ours": kind.name not in IQ_TYPES}
             for how, given in (("plain", None), ("importance", importance)):
                 if given is not None or kind.name not in NEEDS_IMPORTANCE:
-                    row[how] = measure(kind, weight, given, theirs, ways if row["ours"] else {"eager": WAYS["eager"]})
+                    row[how] = measure(kind, weight, given, theirs)
                     print(line(kind.name, how, row[how]), flush=True)
+            if kind.name in COPIED:
+                kept["memory"][kind.name] = found = memory(kind)
+                print(f"{kind.name:8} {LARGE} weights: {found['reference']:.0f} MB/s, a copy {found['copy']:.0f} MB/s", flush=True)
             KEPT.parent.mkdir(parents=True, exist_ok=True)
             KEPT.write_text(json.dumps(kept, indent=1) + "\n")
 

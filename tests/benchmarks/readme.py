@@ -17,8 +17,6 @@ from typing import Any
 
 import architectures
 import loading
-from peers import tables
-from peers.results import Results, models
 from rich.console import Console
 
 from hubquant import cli
@@ -131,10 +129,6 @@ def families() -> str:
     )
 
 
-def scoreboard() -> str:
-    return "\n\n".join(tables.model_tables(Results(name), table) for name in models())
-
-
 def types() -> str:
     kept = json.loads(TYPES.read_text())
 
@@ -144,7 +138,7 @@ def types() -> str:
     def times(key: str) -> Callable[[dict[str, Any]], str]:
         return lambda found: f"{found[key] / found['ggml']:.2f}" if key in found else "—"
 
-    modes = ("reference eager", "reference compiled", "best eager", "best compiled")
+    modes = ("reference", "best")
     rows = [
         [
             name,
@@ -158,14 +152,17 @@ def types() -> str:
         if row["ours"]
     ]
     libgguf = ", ".join(name for name, row in kept["types"].items() if not row["ours"])
-    measured = [f for row in kept["types"].values() for f in row.values() if isinstance(f, dict) and "warm_up" in f]
+    warm_up = max(row[how]["warm_up"] for row in kept["types"].values() if row["ours"] for how in ("plain", "importance"))
+    memory = " and ".join(f"{name} takes {found['copy'] / found['reference']:.1f}" for name, found in kept["memory"].items())
     return (
         table(["type", "bits", "identical blocks", "error of best", "ggml, MB/s", *modes], rows)
         + f"\n\nWithout / with importance, against {kept['ggml']}'s ggml: {kept['weights']:,} float32 weights of the bundled "
         f"model, one thread, CPU time on a shared machine, torch {kept['torch']}. Reference mode gives ggml's bytes, best (the "
-        "default) less Σ importance·error² in as many bytes; the last columns are their speeds, ggml's being 1. Searches are "
-        "compiled by torch's inductor once they have cost as much as compiling would; compiling took "
-        f"{sum(f['warm_up'] for f in measured):.0f} s of CPU time for what stands here. {libgguf} are ggml's own, from libgguf."
+        "default) less Σ importance·error² in as many bytes; the last columns are their speeds, ggml's being 1, in C++ that "
+        f"the machine's own compiler makes of a type when it is first wanted, in up to {warm_up:.0f} s, and that is kept "
+        f"(HUBQUANT_NATIVE=0 does without; MXFP4 is in plain torch always). Of {kept['large']:,} weights, without importance, "
+        f"{memory} times as long as a copy that reads and writes as many bytes. {libgguf} are ggml's own, from libgguf."
+        + (f" {', '.join(kept['earlier'])} were timed in an earlier run than the others." if kept.get("earlier") else "")
     )
 
 
@@ -247,7 +244,6 @@ PARTS = {
     "loading": loads,
     "commands": commands,
     "quality": quality,
-    "scoreboard": scoreboard,
     "generation": generation,
     "kernels": kernels_table,
     "gpu-pass": gpu_pass,

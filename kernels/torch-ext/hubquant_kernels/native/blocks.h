@@ -6,37 +6,57 @@
 
 typedef uint8_t Row __attribute__((vector_size(LANES)));  // one byte of each block
 
-inline Row row(F x) {
-    typedef uint8_t Half __attribute__((vector_size(WIDTH)));
-    Half halves[2] = {__builtin_convertvector(__builtin_convertvector(x.a, Ints), Half),
-                      __builtin_convertvector(__builtin_convertvector(x.b, Ints), Half)};
+// the lowest byte of each number, and back; compilers would do it number by number
+#if defined(__AVX512F__)
+inline Row row(I x) {
+    __m128i a = _mm512_cvtepi32_epi8((__m512i)x.a), b = _mm512_cvtepi32_epi8((__m512i)x.b);
+    return (Row)_mm256_set_m128i(b, a);
+}
+inline F numbers(Row x) {
+    __m128i a = _mm256_castsi256_si128((__m256i)x), b = _mm256_extracti128_si256((__m256i)x, 1);
+    return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(a)), _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b))};
+}
+#elif defined(__AVX2__)
+inline Row row(I x) {
+    x = x & 255;
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)x.a, (__m256i)x.b), 0xd8);
+    return (Row)_mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+}
+inline F numbers(Row x) {
+    __m128i a = (__m128i)x, b = _mm_srli_si128(a, 8);
+    return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(a)), _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b))};
+}
+#else
+typedef uint8_t HalfRow __attribute__((vector_size(WIDTH)));
+inline Row row(I x) {
+    HalfRow halves[2] = {__builtin_convertvector(x.a, HalfRow), __builtin_convertvector(x.b, HalfRow)};
     Row found;
     memcpy(&found, halves, sizeof found);
     return found;
 }
-
 inline F numbers(Row x) {
-    typedef uint8_t Half __attribute__((vector_size(WIDTH)));
-    Half halves[2];
+    HalfRow halves[2];
     memcpy(halves, &x, sizeof x);
     return {__builtin_convertvector(__builtin_convertvector(halves[0], Ints), Floats),
             __builtin_convertvector(__builtin_convertvector(halves[1], Ints), Floats)};
 }
+#endif
+
+// what stands before the point
+inline Row row(F x) { return row(I{__builtin_convertvector(x.a, Ints), __builtin_convertvector(x.b, Ints)}); }
 
 inline Row select(I mask, Row x, Row y) {
-    Row m = row(select(mask, F(255.0f), F(0.0f)));
+    Row m = row(mask);
     return (x & m) | (y & ~m);
 }
 
-// the nearest finite float16 of each block as two bytes, and back as numbers
+// the nearest finite float16 of each block as two bytes, and as a number
 struct Half {
     Row low, high;
     F number;
     Half(F x) : number(rounded16(x)) {
         I b = bits16(number);
-        F l = {__builtin_convertvector((b & 255).a, Floats), __builtin_convertvector((b & 255).b, Floats)};
-        F h = {__builtin_convertvector((b >> 8).a, Floats), __builtin_convertvector((b >> 8).b, Floats)};
-        low = row(l), high = row(h);
+        low = row(b), high = row(b >> 8);
     }
     void put(Row *out) const { out[0] = low, out[1] = high; }
 };
