@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hubquant import heap
 from hubquant.artifact import Artifact
 from hubquant.bookmark import Bookmark
 from hubquant.calibrate.statistics import InputStatistics
@@ -71,7 +72,9 @@ def one_pass(
                     with giving_up(writer, left, bookmark):
                         writer.add_layer(layer)
                 at.dropped_rows += sum(s.dropped_rows for s in statistics.values())
-                del layer, statistics
+                del layer, part_tensors, statistics
+            del tensors
+        heap.trim()
         at.next_layer, hidden = index + 1, after
         bookmark.save(left, hidden)
         progress(index + 1, n_layers)
