@@ -18,7 +18,7 @@ from hubquant.errors import BadModel
 from hubquant.model import mxfp4
 from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.conv1d import make_linears
-from hubquant.model.experts import NoMemoryForExperts, routers, take_apart
+from hubquant.model.experts import OTHER_EXPERTS, NoMemoryForExperts, routers, take_apart
 from hubquant.model.hidden import Hidden, HiddenFile
 from hubquant.model.naming import NamedSource, StoredNames
 from hubquant.model.relay import Call, Relays
@@ -78,6 +78,9 @@ class Decoder:
                 setattr(buffer_owner, name, buffer.to(self.device))
         self.layers_name, self.layers = _decoder_layers(self.model, config)
         self.tied = dict(self.model.all_tied_weights_keys or {})
+        for copy, original in self.tied.items():
+            if copy.startswith(f"{self.layers_name}.") and original.startswith(f"{self.layers_name}."):
+                raise BadModel(f"its layers share weights ({copy} is {original}); it cannot be quantized layer by layer")
         self._relays = Relays(self.model, self.layers_name, self.layers, self._run_alone)
         self.names, self.experts = StoredNames(self.model), take_apart(self.model)
         for path, experts in self.experts.items():
@@ -108,6 +111,20 @@ class Decoder:
     def outside(self) -> list[str]:
         """Names of the parameters that belong to no decoder layer: embeddings, final norm, head."""
         return [n for n in self.shapes() if not n.startswith(self.layers_name + ".")]
+
+    def head_name(self) -> str:
+        """The weight of the head, where that is a linear of its own; "" where it is the embedding once more."""
+        head = self.model.get_output_embeddings()
+        found = next((f"{n}.weight" for n, m in self.model.named_modules() if m is head and isinstance(m, nn.Linear)), "")
+        return "" if found in self.tied or found in self.tied.values() else found
+
+    def embedding_name(self) -> str:
+        """The weight of the token embedding."""
+        return next(iter(self._embedding_names()), "")
+
+    def left_alone(self) -> list[str]:
+        """What the checkpoint holds of other models than this one, by its names there."""
+        return self.source.rest(self.model, [*self.shapes(), *self.tied])
 
     def prefix(self, index: int) -> str:
         return f"{self.layers_name}.{index}."
@@ -251,6 +268,9 @@ class Decoder:
     def _check_fit(self, checkpoint: Checkpoint) -> None:
         for name, shape in self.shapes().items():
             stored = self.source.shape(name)
+            owner = self.model.get_submodule(name.rpartition(".")[0])
+            if stored is None and len(shape) == 3 and not isinstance(owner, nn.Conv1d):
+                raise BadModel(f"layer weight {name} has 3 dimensions: {OTHER_EXPERTS}")
             if stored is None:
                 raise BadModel(f"{checkpoint.folder.name}: tensor {name} is missing from the checkpoint; is a shard missing?")
             if stored != shape:
@@ -274,16 +294,30 @@ def apply_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
 
 
 def _decoder_layers(model: nn.Module, config: PretrainedConfig) -> tuple[str, nn.ModuleList]:
-    """The list of modules with most of the weights, and its name; one as long as the config says goes first."""
-    wanted = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    """The list of modules with most of the weights, and its name; one of the text model goes before those of other parts (vision,
+    audio), one as long as the config says before others."""
+    text = config.get_text_config(decoder=True)
+    wanted = getattr(text, "num_hidden_layers", None)
     lists = {
         n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and all(any(True for _ in x.parameters()) for x in m)
     }
     outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
     if not outer:
         raise BadModel(f"architecture {config.model_type!r}: no list of decoder layers found in its modules")
-    name = max(outer, key=lambda n: (len(outer[n]) == wanted, sum(p.numel() for p in outer[n].parameters())))
+
+    def rank(name: str) -> tuple[bool, bool, int]:
+        of_text = type(_config_of(model, name)) is type(text)
+        return of_text, len(outer[name]) == wanted, sum(p.numel() for p in outer[name].parameters())
+
+    name = max(outer, key=rank)
     return name, outer[name]
+
+
+def _config_of(model: nn.Module, name: str) -> object:
+    """That of the innermost model around the module."""
+    while name and not isinstance(getattr(model.get_submodule(name), "config", None), PretrainedConfig):
+        name = name.rpartition(".")[0]
+    return getattr(model.get_submodule(name), "config", None)
 
 
 def _set_parameter(model: nn.Module, name: str, value: nn.Parameter) -> None:

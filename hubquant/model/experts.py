@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from hubquant.errors import BadModel
 
 _LARGE = 2**20
+OTHER_EXPERTS = "fused experts that do not follow transformers' experts interface are not supported"
 LINEARS = ("gate_proj", "up_proj", "down_proj")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -32,6 +32,7 @@ class StoredNames:
     """Names of the published form. Made before the experts are taken apart, since transformers knows them fused."""
 
     def __init__(self, model: "PreTrainedModel") -> None:
+        self._read = [c for c in get_model_conversion_mapping(model) if isinstance(c, WeightRenaming)]
         kept = [c for c in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(c, PrefixChange)]
         reversed_ = [c.reverse_transform() for c in reversed(kept)]
         self.renamings = [c for c in reversed_ if isinstance(c, WeightRenaming)]
@@ -39,6 +40,17 @@ class StoredNames:
         self._model = model
         self.prefix = f"{model.base_model_prefix}."  # the checkpoints of some old models (gpt2) leave it out
         self._linears: dict[str, str] = {}
+        self._published: dict[str, str] = {}
+
+    def read_as(self, name: str) -> str:
+        """What transformers calls a tensor that a checkpoint holds under this name, which may be an older one or that of a larger
+        model whose part this is (the text of a multimodal one)."""
+        found: str = apply_renamings(name, self._read)
+        return found
+
+    def publish(self, name: str, as_: str) -> None:
+        """This one tensor has another name on disk, and keeps it."""
+        self._published[name] = as_
 
     def learn(self, path: str, experts: Experts) -> None:
         """The names of the linears of one list of experts, if the published form has them one by one.
@@ -64,11 +76,12 @@ class StoredNames:
 
     def stored(self, name: str) -> str:
         """The published name of a tensor; the module's own where the published form joins it with others."""
-        if name in self._linears:
-            return self._linears[name]
         weight = name.rpartition(".")[0] + ".weight"
-        if weight in self._linears:  # a packed tensor or a bias beside an expert's weight
-            return self._linears[weight].rpartition(".")[0] + "." + name.rpartition(".")[2]
+        for known in (self._linears, self._published):
+            if name in known:
+                return known[name]
+            if weight in known:  # a packed tensor or a bias beside a weight
+                return known[weight].rpartition(".")[0] + "." + name.rpartition(".")[2]
         _, matched = apply_converters(name, self._converters)
         renamed: str = name if matched is not None else apply_renamings(name, self.renamings)
         return renamed
@@ -96,11 +109,14 @@ class NamedSource:
         """`transposed`: weights that lie as [in, out] where the source has them as saved."""
         self.source, self._stored, self._experts, self._transposed = source, stored, experts, transposed
         self._names = set(source.names())
+        self._read_as = {stored.read_as(name): name for name in source.names()}
+        for name, found in self._read_as.items():
+            if not self._names.intersection(self._usual(name)):
+                stored.publish(name, found)
 
     def find(self, name: str) -> Place | None:
         """None if the source does not hold the tensor."""
-        stored = self._stored.stored(name)
-        for candidate in (stored, name, name.removeprefix(self._stored.prefix)):
+        for candidate in (*self._usual(name), self._read_as.get(name, "")):
             if candidate in self._names:
                 return Place(candidate)
         path = next((p for p in self._experts if name.startswith(p + ".")), None)
@@ -113,6 +129,17 @@ class NamedSource:
         fused = f"{path}.{experts.fused.parameter(tensor)}"
         found = next((n for n in (fused, apply_renamings(fused, self._stored.renamings)) if n in self._names), None)
         return None if found is None else Place(found, experts, int(index), tensor)
+
+    def _usual(self, name: str) -> tuple[str, str, str]:
+        return self._stored.stored(name), name, name.removeprefix(self._stored.prefix)
+
+    def rest(self, model: nn.Module, names: Collection[str]) -> list[str]:
+        """What the source holds beside the tensors `names` of the model and belongs to none of its modules: other parts of a larger
+        model (vision, audio), heads for several tokens."""
+        places = {place.name for name in names if (place := self.find(name)) is not None}
+        modules = {name for name, _ in model.named_modules()} | {name.partition(".experts.")[0] + ".experts" for name in names}
+        owners = {name: self._stored.read_as(name).rpartition(".")[0] for name in sorted(self._names - places)}
+        return [n for n, owner in owners.items() if not {owner, self._stored.prefix + owner} & modules]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """Of a checkpoint's tensor, without reading it; None if it is not there."""

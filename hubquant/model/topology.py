@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hubquant.errors import BadModel
 from hubquant.model.decoder import apply_layer
-from hubquant.model.experts import Experts, routers
+from hubquant.model.experts import OTHER_EXPERTS, Experts, routers
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ def find_inputs(layer: nn.Module, hidden: Tensor, call: Mapping[str, Any]) -> li
     """
     for name, parameter in layer.named_parameters():
         if parameter.dim() > 2 and not isinstance(layer.get_submodule(name.rpartition(".")[0]), nn.Conv1d):
-            raise BadModel(
-                f"layer weight {name} has {parameter.dim()} dimensions: fused experts that do not follow transformers' experts "
-                "interface are not supported"
-            )
+            raise BadModel(f"layer weight {name} has {parameter.dim()} dimensions: {OTHER_EXPERTS}")
     experts = {n: m for n, m in layer.named_modules() if isinstance(m, Experts)}
     busiest = _busiest(layer, hidden, call, experts)
     choosing = {name.removesuffix(".weight") for name in routers(layer, experts)}

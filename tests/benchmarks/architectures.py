@@ -14,6 +14,8 @@ REASONS = {
     "missing from the checkpoint": "transformers joins what its checkpoint holds in parts",
     "its hidden states are of shape": "hidden states are not one row per token",
     "is not a causal language model": "its text part alone is no causal language model to transformers",
+    "its layers share weights": "layers share weights",
+    "input_ids is required": "its patches are made from token ids",
     "has dtype I64": "integer weights",
     "cannot be run layer by layer": "weights outside of the layers run between them",
 }
