@@ -1,7 +1,7 @@
 """Uniform grids: a group of input channels shares a scale and a zero point. Rounding to the nearest point of one is RTN."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hubquant_kernels.grid import group_range, round_to_grid
@@ -12,12 +12,17 @@ from torch import Tensor
 class Grid:
     """What a format can store: `bits` per weight, `group_size` input channels per scale, symmetric or with a zero point.
 
-    Symmetric grids have the zero at 2^(bits-1) and a signed scale, so the wider side of the range can be either one.
+    A group size of −1 is a whole row, whatever its width (`of_width`). Symmetric grids have the zero at 2^(bits-1) and a signed
+    scale, so the wider side of the range can be either one.
     """
 
     bits: int
     group_size: int
     symmetric: bool
+
+    def of_width(self, width: int) -> "Grid":
+        """The grid of rows of this width, with the number of channels that share a scale."""
+        return self if self.group_size > 0 else replace(self, group_size=width)
 
     @property
     def max_code(self) -> int:
@@ -30,29 +35,33 @@ class Grid:
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight matrix on a grid: codes [out, in] uint8; scales [out, n_groups] float16; zeros [out, n_groups] uint8."""
+    """A weight matrix on a grid: codes [out, in] uint8; scales [out, n_groups] float16; zeros [out, n_groups] uint8.
+
+    `groups` [in] int32: the group of each input channel, where groups are not stretches of channels.
+    """
 
     codes: Tensor
     scales: Tensor
     zeros: Tensor
     grid: Grid
+    groups: Tensor | None = None
 
     @property
     def group_index(self) -> Tensor:
         """[in] int32: the group of each input channel (GPTQ's g_idx)."""
-        return torch.arange(self.codes.shape[1], dtype=torch.int32) // self.grid.group_size
+        if self.groups is not None:
+            return self.groups
+        return torch.arange(self.codes.shape[1], dtype=torch.int32, device=self.codes.device) // self.grid.group_size
 
     def split(self, rows: Sequence[int]) -> list["QuantizedWeight"]:
         """The matrices that were stacked to this one, by their numbers of rows."""
         parts = zip(self.codes.split(rows), self.scales.split(rows), self.zeros.split(rows), strict=True)
-        return [QuantizedWeight(codes, scales, zeros, self.grid) for codes, scales, zeros in parts]
+        return [QuantizedWeight(codes, scales, zeros, self.grid, self.groups) for codes, scales, zeros in parts]
 
     def dequantize(self) -> Tensor:
         """[out, in] float32: (codes − zeros) · scales."""
-        repeat = self.grid.group_size
-        zeros = self.zeros.float().repeat_interleave(repeat, dim=1)
-        scales = self.scales.float().repeat_interleave(repeat, dim=1)
-        return (self.codes.float() - zeros) * scales
+        group = self.group_index.long()
+        return (self.codes.float() - self.zeros.float()[:, group]) * self.scales.float()[:, group]
 
 
 def round_to_nearest(weight: Tensor, grid: Grid) -> QuantizedWeight:

@@ -13,7 +13,8 @@ from .grid import fit_group, on_chip
 def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
     """Round weight [out, n] column by column; each column's error moves on to the columns after it.
 
-    factor [n, n]: upper U with UᵀU the inverse Hessian's block; scale, zero [out, 1] float32.
+    factor [n, n]: upper U with UᵀU the inverse Hessian's block; scale, zero [out, 1] float32, or [out, n] where the columns are of
+    several groups.
     Returns codes [out, n] uint8 and errors [out, n] float32, (w − q)/U_ii, for the columns after this block.
     A leading dimension of all of them is a batch of matrices: the experts of a layer.
     """
@@ -25,9 +26,8 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
     rest = weight.T.clone(memory_format=torch.contiguous_format)  # [n, out]: a channel is one row of memory
     codes = torch.empty_like(rest, dtype=torch.uint8)
     errors = torch.empty_like(rest)
-    step, origin = scale[:, 0], zero[:, 0]
     for i in range(rest.shape[0]):
-        w = rest[i]
+        w, step, origin = rest[i], scale[:, i % scale.shape[1]], zero[:, i % zero.shape[1]]
         code = torch.clamp(torch.round(w / step) + origin, 0, max_code)
         error = (w - (code - origin) * step) / factor[i, i]
         codes[i] = code.to(torch.uint8)
@@ -65,4 +65,4 @@ def _(
     return codes, weight.new_empty(weight.shape), weight.new_empty(column), weight.new_empty(column)
 
 
-on_gpu(gptq_block, "gptq_block", accepts=on_chip)
+on_gpu(gptq_block, "gptq_block", accepts=lambda weight, factor, scale, *rest: on_chip(weight) and scale.shape[-1] == 1)

@@ -40,6 +40,7 @@ def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tup
     `metric` M [n, n]: with MMᵀ = H this is the error of the output; with GPTQ's inverse Cholesky block it is what remains
     after later channels made up for it. Searched over shrunken ranges, then refitted by least squares at fixed codes.
     Scales are rounded to float16, in which they are stored. A leading dimension of both is a batch of matrices.
+    Of a diagonal metric its diagonal [n] will do.
     """
     if weight.dim() == 3:
         fitted = [fit_group(w, m, bits, symmetric) for w, m in zip(weight, metric, strict=True)]
@@ -52,7 +53,7 @@ def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tup
             scale, zero, loss = _better(weight, max_code, metric, (scale, zero, loss), candidate)
     for _ in range(2):
         points = round_to_grid(weight, scale, zero, max_code) - zero
-        projected, target = points @ metric, weight @ metric
+        projected, target = _under(points, metric), _under(weight, metric)
         norm = (projected * projected).sum(1, keepdim=True)
         refit = (projected * target).sum(1, keepdim=True) / norm.clamp_min(torch.finfo(torch.float32).tiny)
         scale, zero, loss = _better(weight, max_code, metric, (scale, zero, loss), (_storable(refit), zero))
@@ -82,7 +83,11 @@ def _storable(scale: Tensor) -> Tensor:
 
 def _loss(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, metric: Tensor) -> Tensor:
     error = (round_to_grid(weight, scale, zero, max_code) - zero) * scale - weight
-    return (error @ metric).square_().sum(1, keepdim=True)
+    return _under(error, metric).square_().sum(1, keepdim=True)
+
+
+def _under(error: Tensor, metric: Tensor) -> Tensor:
+    return error @ metric if metric.dim() == 2 else error * metric
 
 
 def _better(
@@ -98,4 +103,4 @@ def on_chip(weight: Tensor, *_: object) -> bool:
     return weight.shape[-1] <= LARGEST_GROUP
 
 
-on_gpu(fit_group, "grid", accepts=on_chip)
+on_gpu(fit_group, "grid", accepts=lambda weight, metric, *rest: on_chip(weight) and metric.dim() == weight.dim())

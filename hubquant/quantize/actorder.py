@@ -1,0 +1,67 @@
+"""GPTQ with its channels in the order of their importance across the borders of groups ("act order", `desc_act`).
+
+Two ways. `solve_regrouped`: groups are stretches of channels in that order, so that channels of like importance share a scale; the
+file must say which channel is of which group (g_idx), and kernels pay for it. `solve_static`: the scales of all groups are found
+before the loop ("static groups"), so that groups stay where they are and nothing has to be said; also the way for a whole row as
+one group. What differs there from the usual range of a group: scales are searched for the error that remains of a rounding once
+later channels made up for it.
+"""
+
+import torch
+from hubquant_kernels.gptq_block import gptq_block
+from hubquant_kernels.grid import fit_group
+from torch import Tensor
+
+from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, inverse_cholesky, solve
+from hubquant.quantize.grid import Grid, QuantizedWeight
+
+BLOCK = 128  # channels between two updates of the rest
+
+
+def solve_regrouped(weight: Tensor, hessian: Tensor, grid: Grid) -> QuantizedWeight:
+    """Quantize weight [out, in] under hessian [in, in] = Σxᵀx with groups of channels of like importance."""
+    order = importance_order(hessian)
+    solved = solve(weight[:, order], hessian[order][:, order], grid)
+    place = order.argsort()
+    return QuantizedWeight(solved.codes[:, place], solved.scales, solved.zeros, grid, solved.group_index[place])
+
+
+def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
+    """Quantize weight [out, in] under hessian [in, in] = Σxᵀx with groups of channels as they come, found before the loop.
+
+    Channels without any activation have no say in the scale of their group, as in `gptq.solve`.
+    """
+    order = importance_order(hessian)
+    limit = LARGEST_SCALE * grid.middle
+    W, H = weight.float().clamp(-limit, limit), hessian[order][:, order]
+    seen = H.diagonal() > 0
+    H /= torch.where(seen.any(), H.diagonal().amax(), 1)
+    U = inverse_cholesky(H, damp_ratio)
+    remaining = torch.empty_like(U.diagonal())
+    remaining[order] = seen / U.diagonal()  # (w − q)/U_ii is what a channel's rounding adds to the loss
+    scales, zeros = _scales(W, remaining, grid)
+    group = order // grid.group_size
+    W, codes = W[:, order], torch.empty_like(W, dtype=torch.uint8)
+    for start in range(0, W.shape[1], BLOCK):
+        end = min(start + BLOCK, W.shape[1])
+        block, U_block = W[:, start:end].contiguous(), U[start:end, start:end].contiguous()
+        scale, zero = scales[:, group[start:end]], zeros[:, group[start:end]]
+        codes[:, order[start:end]], Err = gptq_block(block, U_block, scale, zero, grid.max_code)
+        W[:, end:] -= Err @ U[start:end, end:]
+    return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
+
+
+def importance_order(hessian: Tensor) -> Tensor:
+    """Channels [in] by falling importance."""
+    return hessian.diagonal().argsort(descending=True, stable=True)
+
+
+def _scales(W: Tensor, remaining: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Scales and zeros [out, n_groups] of groups in order. `remaining` [in]: what a unit of each channel's error costs."""
+    found = []
+    for channels in torch.arange(W.shape[1], device=W.device).split(grid.group_size):
+        metric = remaining[channels]
+        metric = metric if bool(metric.any()) else torch.ones_like(metric)
+        weights = W[:, channels] * (metric > 0)
+        found.append(fit_group(weights, metric, grid.bits, grid.symmetric))
+    return torch.cat([scale for scale, _ in found], 1), torch.cat([zero for _, zero in found], 1)
