@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hubquant.recipe import Frozen, Recipe
+from hubquant.recipe import Frozen, Recipe, Variant, variant
 
 
 def file_sha256(path: Path) -> str:
@@ -25,13 +25,17 @@ class TensorRecord(Frozen):
 
 
 class Artifact(Frozen):
-    """One variant on disk. `folder` is relative to the output folder, `files` (name → sha256) relative to `folder`."""
+    """One variant on disk. `folder` is relative to the output folder, `files` (name → sha256) relative to `folder`.
+
+    `nominal_bits`: the width that the gate goes by, where the variant's name does not say it.
+    """
 
     variant: str
     folder: str
     files: dict[str, str]
     size_bytes: int
     bits_per_weight: float
+    nominal_bits: int = 0
     tensors: tuple[TensorRecord, ...] = ()
     seconds: float = 0.0
 
@@ -117,6 +121,11 @@ class Report(Frozen):
 
     def artifact(self, variant: str) -> Artifact:
         return next(a for a in self.artifacts if a.variant == variant)
+
+    def variant(self, name: str) -> Variant:
+        """As it was made: with the width that its name may leave open."""
+        found, artifact = variant(name), self.artifact(name)
+        return found.model_copy(update={"bits": found.bits or artifact.nominal_bits})
 
     def evaluation(self, variant: str) -> Evaluation | None:
         """Under the recipe's first protocol, the one that decides."""

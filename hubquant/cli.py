@@ -58,6 +58,10 @@ def quantize(
     imatrix: Annotated[
         Path | None, typer.Option(help="An importance matrix of llama.cpp, for a GGUF file as MODEL, instead of calibrating.")
     ] = None,
+    dynamic: Annotated[
+        list[str] | None,
+        typer.Option(help="GPTQ: another setting for the linears whose name matches, as REGEX=int8-g64 or REGEX=16; repeat it."),
+    ] = None,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure what was made.")] = True,
     anyway: Annotated[bool, typer.Option("--anyway", help="Begin even if memory or disk will not be enough.")] = False,
     device: Device = "",
@@ -75,6 +79,7 @@ def quantize(
             variants=tuple(variants or DEFAULT_VARIANTS),
             calibration=Calibration(source=calibration, windows=windows, window=window, all_experts=all_experts),
             evaluation=EvaluationPlan(source=text, protocols=protocols, max_tokens=max_tokens),
+            dynamic=tuple(dynamic or ()),
         )
     if imatrix is not None and not model.endswith(".gguf"):
         raise UsageError("--imatrix goes with a GGUF file as MODEL; a folder is calibrated in the pass itself")

@@ -4,19 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from hubquant.formats.gguf.filetypes import mixture
-from hubquant.recipe import Variant
+from hubquant.recipe import ROW, Variant
 
 SCALE_BITS = 16  # one fp16 scale per group
 KEPT_BITS = 16
 
 
 def bits_per_weight(variant: Variant) -> float:
-    """Of what the variant quantizes, scales and zero points included. Mixtures keep a few tensors of a small model wider than
-    those of the 8 B model their figures are from, so a small model comes out larger."""
+    """Of what the variant quantizes, scales and zero points included; not for a budget of bytes. Mixtures keep a few tensors of a
+    small model wider than those of the 8 B model their figures are from, so a small model comes out larger."""
     if variant.bits_per_weight:
         return variant.bits_per_weight
     if variant.mixture:
         return mixture(variant.mixture).bits_per_weight
+    if variant.group_size == ROW:
+        return variant.bits  # one scale to thousands of weights
     return variant.bits + (SCALE_BITS + variant.bits) / variant.group_size  # a symmetric variant stores zero points too
 
 
@@ -34,6 +36,8 @@ def vocabulary_parameters(config: Mapping[str, Any]) -> int:
 
 def size_bytes(variant: Variant, parameters: int, vocabulary: int = 0) -> int:
     """parameters × bits per weight / 8. GGUF quantizes embeddings and head (`vocabulary` parameters); GPTQ and AWQ leave them in
-    16 bit."""
-    kept = 0 if variant.mixture else min(vocabulary, parameters)
+    16 bit, but for a head that is asked for."""
+    if variant.size_bytes:
+        return variant.size_bytes
+    kept = 0 if variant.format == "gguf" else min(vocabulary // 2 if variant.head else vocabulary, parameters)
     return round(((parameters - kept) * bits_per_weight(variant) + kept * KEPT_BITS) / 8)

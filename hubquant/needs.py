@@ -25,7 +25,7 @@ from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
 from hubquant.quantize.ggml import GGML_TYPES
-from hubquant.recipe import Frozen, Recipe, Variant, variant
+from hubquant.recipe import BITS, Frozen, Recipe, Variant, variant
 from hubquant.speed import Speed, kinds
 
 FLOAT = 4  # bytes
@@ -101,8 +101,9 @@ class Reading:
                 products += (error + weights * self.width) * len(kinds(v)) + 4 / 3 * self.width**3
                 others += weights * speed.encoding[v.name]
             else:
-                products += error + (1 + 2 * SCALES_TRIED) * weights * self.width + 4 / 3 * self.width**3
-                others += weights * (SCALES_TRIED * speed.rounding + speed.fitting)
+                times = len(BITS) if v.by_sensitivity else 1
+                products += (1 + 2 * SCALES_TRIED) * weights * self.width + times * (error + 4 / 3 * self.width**3)
+                others += weights * (SCALES_TRIED * speed.rounding + times * speed.fitting)
         return products / speed.products + others
 
 
@@ -244,8 +245,10 @@ def needs(shape: ModelShape, recipe: Recipe, device: torch.device | None = None)
     # the last file of a packed variant is put together from its parts: for that moment it is there twice
     packed = [min(size, MAX_SHARD_BYTES) for name, size in sizes.items() if variant(name).format != "gguf"]
     output = sum(sizes.values())
-    chosen = [v for v in map(variant, recipe.variants) if v.bits_per_weight]
-    trials = sum(round(shape.parameters * GGML_TYPES[kind].bits_per_weight / 8) for v in chosen for kind in kinds(v))
+    chosen = [v.format for v in map(variant, recipe.variants) if v.by_sensitivity]
+    by_kind = [GGML_TYPES[k].bits_per_weight for v in map(variant, recipe.variants) if v.by_sensitivity for k in kinds(v)]
+    of_widths = sum(estimate.bits_per_weight(variant(f"gptq-int{bits}-g128")) for bits in BITS) * chosen.count("gptq")
+    trials = round((shape.parameters * sum(by_kind) + (shape.parameters - shape.vocabulary) * of_widths) / 8)
     return Needs(
         memory_bytes=shape.memory(recipe, resident_memory(), device or device_named()),
         disk_bytes=output + trials + max(2 * hidden, hidden + max(packed, default=0)),

@@ -78,6 +78,11 @@ def one_pass(
         at.next_layer, hidden = index + 1, after
         bookmark.save(left, hidden)
         progress(index + 1, n_layers)
+    if packing := [writer for writer in left if writer.packs_head]:
+        layer = head_layer(decoder, hidden)
+        for writer in packing:
+            with giving_up(writer, left, bookmark):
+                writer.add_layer(layer)
     return finish(left, bookmark)
 
 
@@ -115,6 +120,23 @@ def _add_outside(decoder: Decoder, left: list[ArtifactWriter], bookmark: Bookmar
             with giving_up(writer, left, bookmark):
                 writer.add_outside(name, tensor)
         decoder.source.release()
+
+
+def head_layer(decoder: Decoder, hidden: Hidden) -> Layer:
+    """The head as a layer: one linear and the sums of what it reads, with `hidden` the output of the last layer."""
+    weight = decoder.head_name()
+    linear = weight.removesuffix(".weight")
+    with decoder.head() as model:
+        module = model.get_submodule(linear)
+        sums = InputStatistics(module.get_parameter("weight").shape[1], decoder.device)
+        handle = module.register_forward_pre_hook(lambda _module, args: sums.add(args[0]))
+        try:
+            for window in decoder.windows(hidden):
+                decoder.logits(window)
+        finally:
+            handle.remove()
+        tensor = module.get_parameter("weight").float()
+    return Layer("", {weight: tensor}, (LayerInput((linear,), None),), {linear: sums})
 
 
 def observe(

@@ -133,7 +133,7 @@ def evaluate(
             decoders = {name: opened.decoder(weights, torch.float32) for name, weights in sources.items()}
             told = partial(tell, "evaluate")
             evaluations += compare(opened.decoder(dtype=torch.float32), decoders, scored, told, out / "hidden.part")
-        verdicts = [v for e in evaluations[: len(sources)] for v in judge(e, report.recipe.limits)]
+        verdicts = [v for e in evaluations[: len(sources)] for v in judge(e, report.variant(e.variant).bits, report.recipe.limits)]
         notes = tuple(dict.fromkeys((*report.notes, *unopened, *unread)))
         update = {"evaluations": tuple(evaluations), "verdicts": tuple(verdicts), "notes": notes}
         return write_report(report.model_copy(update=update), out)

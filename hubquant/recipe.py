@@ -21,12 +21,17 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+ROW = -1  # the group size of a whole row, as configs write it
+
+
 class Variant(Frozen):
     """One thing that can be made of a base model.
 
-    `bits` is the nominal width (the gate's limits go by it). GPTQ and AWQ use `group_size` (input channels that share a
-    scale) and `symmetric`; GGUF uses `mixture`, llama.cpp's name for its choice of types per tensor, or a name for a choice by
-    measured sensitivity, with its budget of `bits_per_weight` for the whole file.
+    `bits` is the nominal width (the gate's limits go by it; 0 where it follows from a budget of bytes). GPTQ and AWQ use
+    `group_size` (input channels that share a scale; ROW: all of them) and `symmetric`, GPTQ also `order` (how channels are taken:
+    see quantize/actorder.py) and `head` (the head is packed too). GGUF uses `mixture`, llama.cpp's name for its choice of types
+    per tensor. A choice by measured sensitivity has a budget: `bits_per_weight`, of a whole GGUF file or of GPTQ's packed linears,
+    or `size_bytes` for all weight files.
     """
 
     name: str
@@ -34,17 +39,27 @@ class Variant(Frozen):
     bits: int
     group_size: int = 0
     symmetric: bool = True
+    order: Literal["", "static", "actorder"] = ""
+    head: bool = False
     mixture: str = ""
     bits_per_weight: float = 0.0
+    size_bytes: int = 0
+
+    @property
+    def by_sensitivity(self) -> bool:
+        return bool(self.bits_per_weight or self.size_bytes)
 
     @property
     def repo_suffix(self) -> str:
-        """What the published repo's name ends in: tiny-llama-AWQ, -GPTQ-Int4, -GGUF."""
+        """What the published repo's name ends in: tiny-llama-AWQ, -AWQ-g64, -GPTQ-Int4, -GPTQ-Int4-g32-asym, -GPTQ-Auto-4.5bpw,
+        -GGUF. Two variants share one only where they share a folder."""
         if self.format == "gguf":
             return "GGUF"
-        if self.format == "gptq":
-            return f"GPTQ-Int{self.bits}"
-        return "AWQ" if self.bits == 4 else f"AWQ-Int{self.bits}"
+        name, _, budget = self.name.partition("@")
+        if budget:
+            return f"GPTQ-Auto-{budget}"
+        options = ["", *(o for o in name.split("-")[2:] if o != f"g{USUAL_GROUP}")]
+        return ("AWQ" if self.format == "awq" else f"GPTQ-Int{self.bits}") + "-".join(options)
 
     @property
     def folder(self) -> str:
@@ -58,9 +73,10 @@ def _of_mixture(mixture: str) -> Variant:
     return Variant(name=f"gguf-{mixture.lower()}", format="gguf", bits=bits, mixture=mixture)
 
 
+USUAL_GROUP = 128
 VARIANTS: dict[str, Variant] = {
-    "gptq-int4-g128": Variant(name="gptq-int4-g128", format="gptq", bits=4, group_size=128, symmetric=True),
-    "awq-int4-g128": Variant(name="awq-int4-g128", format="awq", bits=4, group_size=128, symmetric=False),
+    "gptq-int4-g128": Variant(name="gptq-int4-g128", format="gptq", bits=4, group_size=USUAL_GROUP, symmetric=True),
+    "awq-int4-g128": Variant(name="awq-int4-g128", format="awq", bits=4, group_size=USUAL_GROUP, symmetric=False),
     **{v.name: v for v in map(_of_mixture, MIXTURES)},
 }
 
@@ -68,44 +84,136 @@ DEFAULT_VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q8_0", "gguf-q6_k",
 # What is offered to choose from: the default and what else people take often.
 OFFERED_VARIANTS = (*DEFAULT_VARIANTS, "gguf-q5_k_m", "gguf-iq4_xs", "gguf-q3_k_m", "gguf-iq2_m", "gguf-auto@4.5bpw")
 KNOWN_VARIANTS = (
-    f"{', '.join(DEFAULT_VARIANTS)}, every other mixture of llama.cpp (as gguf-iq3_m), and gguf-auto@4.5bpw with any number"
+    f"{', '.join(DEFAULT_VARIANTS)}, every other mixture of llama.cpp (as gguf-iq3_m), gguf-auto@4.5bpw and gptq-auto@4.5bpw with "
+    "any number (or a size, as @3.2GB), gptq-intB-gG with B = 2, 3, 4, 8 and G = 32, 64, 128 (or -row for -gG) and after it any of "
+    "-asym, -static or -actorder, -head, and awq-int4-gG"
 )
 
-_AUTO = re.compile(r"gguf-auto@(\d+(?:\.\d+)?)bpw")
+BITS = (2, 3, 4, 8)
+GROUP_SIZES = (32, 64, USUAL_GROUP)
+_PACKED = re.compile(r"(gptq|awq)-int(\d+)-(?:g(\d+)|row)((?:-(?:sym|asym|static|actorder|head))*)")
+_AUTO = re.compile(r"(gguf|gptq)-auto@(\d+(?:\.\d+)?)(bpw|MB|GB)")
+_UNITS = {"MB": 10**6, "GB": 10**9}
 # What a file of that budget is called beside its budget, in a word that the Hub and llama.cpp know.
 _CALLED = {
     8.5: "Q8_0", 6.5: "Q6_K", 5.5: "Q5_K_M", 4.5: "Q4_K_M", 4.25: "IQ4_XS",
     3.4: "Q3_K_M", 3.0: "IQ3_XXS", 2.5: "IQ2_S", 2.0: "IQ2_XXS", 1.7: "IQ1_M",
 }  # fmt: skip
+_BUDGETS = {"gguf": (min(_CALLED), 16.0), "gptq": (float(BITS[0]), 16.0)}
 
 
 def variant(name: str) -> Variant:
-    """The variant of that name: one of VARIANTS, or gguf-auto@4.5bpw with any budget. Raises UsageError naming similar ones."""
+    """The variant of that name: one of VARIANTS, or made up of its parts as KNOWN_VARIANTS says. Raises UsageError with the reason
+    why there is none, or naming similar ones."""
     if name in VARIANTS:
         return VARIANTS[name]
-    found = _AUTO.fullmatch(name)
-    if found is None:
-        alike = _alike(name)
-        advice = f"did you mean {' or '.join(alike)}?" if alike else f"there are {KNOWN_VARIANTS}"
-        raise UsageError(f"unknown variant {name!r}; {advice}")
-    budget = float(found[1])
-    if not min(_CALLED) <= budget <= 16:
-        raise UsageError(f"{name}: no file has {budget:g} bits per weight; ask for {min(_CALLED):g} to 16")
-    called = next(word for bits, word in _CALLED.items() if bits <= budget)
-    return Variant(
-        name=f"gguf-auto@{budget:g}bpw",
-        format="gguf",
-        bits=int(budget),
-        mixture=f"{budget:g}BPW-{called}_AUTO",
-        bits_per_weight=budget,
+    if packed := _PACKED.fullmatch(name):
+        return _packed(name, packed[1], int(packed[2]), int(packed[3] or ROW), set(packed[4].split("-")) - {""})
+    if auto := _AUTO.fullmatch(name):
+        return with_budget(auto[1], float(auto[2]), auto[3])
+    alike = _alike(name)
+    advice = f"did you mean {' or '.join(alike)}?" if alike else f"there are {KNOWN_VARIANTS}"
+    raise UsageError(f"unknown variant {name!r}; {advice}")
+
+
+def _packed(name: str, form: str, bits: int, group_size: int, options: set[str]) -> Variant:
+    if form == "awq" and (bits != 4 or options - {"asym"}):
+        raise UsageError(f"{name}: AWQ's layout holds 4 bits with zero points, and no more; take {name.replace('awq', 'gptq', 1)}")
+    if bits not in BITS:
+        raise UsageError(f"{name}: {bits} bits are not packed; there are {', '.join(map(str, BITS))}")
+    if group_size not in (ROW, *GROUP_SIZES):
+        raise UsageError(
+            f"{name}: no groups of {group_size}; there are {', '.join(map(str, GROUP_SIZES))}, or -row for -g{group_size}"
+        )
+    if both := next((pair for pair in ({"sym", "asym"}, {"static", "actorder"}) if pair <= options), None):
+        raise UsageError(f"{name}: it is either {' or '.join(sorted(both))}")
+    if group_size == ROW and options & {"static", "actorder"}:
+        raise UsageError(
+            f"{name}: a whole row is one group, whose channels are taken by importance in any case; leave the order out"
+        )
+    order: Literal["", "static", "actorder"] = "static" if "static" in options else "actorder" if "actorder" in options else ""
+    symmetric = form == "gptq" and "asym" not in options
+    asked = {
+        "asym": form == "gptq" and not symmetric,
+        "static": order == "static",
+        "actorder": order == "actorder",
+        "head": "head" in options,
+    }
+    parts = [
+        form,
+        f"int{bits}",
+        "row" if group_size == ROW else f"g{group_size}",
+        *(option for option, wanted in asked.items() if wanted),
+    ]
+    known = VARIANTS.get("-".join(parts))
+    return known or Variant(
+        name="-".join(parts), format="awq" if form == "awq" else "gptq", bits=bits, group_size=group_size, symmetric=symmetric,
+        order=order, head=asked["head"],
+    )  # fmt: skip
+
+
+def with_budget(form: str, budget: float, unit: str) -> Variant:
+    """gguf-auto@4.5bpw of "gguf", 4.5, "bpw"; `unit` may be MB or GB too. Raises UsageError for a budget that nothing keeps."""
+    name = f"{form}-auto@{budget:g}{unit}"
+    size_bytes = 0 if unit == "bpw" else round(budget * _UNITS[unit])
+    found = Variant(
+        name=name,
+        format="gguf" if form == "gguf" else "gptq",
+        bits=0,
+        group_size=0 if form == "gguf" else USUAL_GROUP,
+        size_bytes=size_bytes,
     )
+    return found if size_bytes else within(found, budget)
+
+
+def within(variant: Variant, bits_per_weight: float) -> Variant:
+    """The variant by sensitivity with its budget in bits per weight. Raises UsageError for one that nothing keeps."""
+    least, most = _BUDGETS[variant.format]
+    if not least <= bits_per_weight <= most:
+        raise UsageError(f"{variant.name}: nothing has {bits_per_weight:.4g} bits per weight; ask for {least:g} to {most:g}")
+    budget = variant.name.partition("@")[2].upper()
+    called = next((word for bits, word in _CALLED.items() if bits <= bits_per_weight))
+    update = {"bits": int(bits_per_weight), "bits_per_weight": bits_per_weight}
+    return variant.model_copy(update=update | ({"mixture": f"{budget}-{called}_AUTO"} if variant.format == "gguf" else {}))
 
 
 def _alike(name: str) -> list[str]:
-    """At most three names that a person may have meant."""
-    known, wanted = list(dict.fromkeys((*OFFERED_VARIANTS, *VARIANTS))), name.strip().lower()
-    holding = [k for k in known if wanted in k] if wanted else []
-    return (holding or get_close_matches(wanted, known))[:3]
+    """At most three names that a person may have meant: first of what people take often, then of all that are packed."""
+    wanted = name.strip().lower()
+    groups = (*(f"g{size}" for size in reversed(GROUP_SIZES)), "row")
+    packed = [f"gptq-int{b}-{g}{o}" for b in reversed(BITS) for g in groups for o in ("", "-asym", "-actorder")]
+    packed += [f"awq-int4-{g}" for g in groups]
+    for known in ((*OFFERED_VARIANTS, "gptq-auto@4.5bpw", *VARIANTS), packed):
+        holding = [k for k in dict.fromkeys(known) if wanted in k] if wanted else []
+        if holding:
+            return holding[:3]
+    return get_close_matches(wanted, dict.fromkeys((*OFFERED_VARIANTS, "gptq-auto@4.5bpw", *VARIANTS, *packed)))[:3]
+
+
+class Override(Frozen):
+    """Other settings for the linears whose published name `pattern` matches from its start; `bits` 0 leaves them in 16 bit."""
+
+    pattern: str
+    bits: int
+    group_size: int = USUAL_GROUP
+    symmetric: bool = True
+
+
+def override(text: str) -> Override:
+    """Of "REGEX=int8-g64", in the words of GPTQ variants, or "REGEX=16". Raises UsageError."""
+    pattern, equals, setting = text.rpartition("=")
+    if not equals or not pattern:
+        raise UsageError(f"override {text!r} is not of the form REGEX=int8-g64 or REGEX=16")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"override {text!r}: {pattern!r} is no regular expression: {error}") from None
+    if setting == "16":
+        return Override(pattern=pattern, bits=0)
+    found = variant(f"gptq-{setting}")
+    if found.order or found.head or found.by_sensitivity:
+        raise UsageError(f"override {text!r}: {setting!r} is no setting of one module; say bits, group and -asym, as int8-g64")
+    return Override(pattern=pattern, bits=found.bits, group_size=found.group_size, symmetric=found.symmetric)
 
 
 class Calibration(Frozen):
@@ -167,12 +275,20 @@ class Recipe(Frozen):
     evaluation: EvaluationPlan = EvaluationPlan()
     limits: dict[int, Limit] = Field(default_factory=lambda: dict(QUALITY_LIMITS))
     max_file_bytes: int = Field(default=MAX_FILE_BYTES, gt=0)  # GGUF files that would be larger are split
+    dynamic: tuple[str, ...] = ()  # GPTQ: other settings for some linears, as REGEX=int8-g64 or REGEX=16; the first that matches
 
     @field_validator("variants")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         """Unknown names raise UsageError naming the known ones; a name given twice is made once."""
         return tuple(dict.fromkeys(variant(name).name for name in names))
+
+    @field_validator("dynamic")
+    @classmethod
+    def _readable(cls, overrides: tuple[str, ...]) -> tuple[str, ...]:
+        for text in overrides:
+            override(text)
+        return overrides
 
     def canonical_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

@@ -16,6 +16,8 @@ from hubquant.quantize.feedback import Factor, encode_with_feedback
 from hubquant.quantize.grid import Grid
 from hubquant.recipe import Recipe, Variant, variant
 
+USUAL_BITS = 4.5  # per weight
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -44,8 +46,11 @@ class Speed:
 
 
 def kinds(wanted: Variant) -> tuple[str, ...]:
-    """The GGUF types that every weight is encoded in: the one that most have, or all candidates of a choice by sensitivity."""
-    return candidate_types(wanted.bits_per_weight) if wanted.bits_per_weight else (mixture(wanted.mixture).base,)
+    """The GGUF types that every weight is encoded in: the one that most have, or all candidates of a choice by sensitivity (of a
+    budget of bytes those around USUAL_BITS)."""
+    if wanted.format != "gguf":
+        return ()
+    return candidate_types(wanted.bits_per_weight or USUAL_BITS) if wanted.by_sensitivity else (mixture(wanted.mixture).base,)
 
 
 def _seconds(work: Callable[[], object]) -> float:

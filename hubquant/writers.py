@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from hubquant.artifact import Base
 from hubquant.calibrate.source import text_name
@@ -16,9 +17,10 @@ from hubquant.formats.gguf.mixtures import mixture
 from hubquant.formats.gguf.reader import GgufSource
 from hubquant.formats.gguf.skeleton import Matrices, Skeleton, SkeletonWriter
 from hubquant.formats.packed import PackedWriter
+from hubquant.formats.packedauto import PackedAutoWriter
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.decoder import Decoder
-from hubquant.recipe import Recipe, Variant, variant
+from hubquant.recipe import Recipe, Variant, override, variant
 
 CONVERTED = "converted.gguf.part"
 
@@ -39,21 +41,26 @@ def writers_of_folder(
     )
     converted = cache(partial(_converted, model, out))  # at the first need, once for all variants, whatever comes of it
 
+    def packed(wanted: Variant) -> ArtifactWriter:
+        options: dict[str, Any] = {
+            "routers": decoder.routers(),
+            "float32": decoder.float32(),
+            "transposed": decoder.transposed,
+            "stored": decoder.names.stored,
+            "head": decoder.head_name(),
+            "left_alone": decoder.left_alone(),
+            "overrides": [override(text) for text in recipe.dynamic],
+        }
+        places = (wanted, out / wanted.folder, model, shapes, linears)
+        if wanted.by_sensitivity:
+            return PackedAutoWriter(*places, embedding=decoder.embedding_name(), **options)
+        return PackedWriter(*places, **options)
+
     def make(wanted: Variant) -> ArtifactWriter:
         folder = out / wanted.folder
         if wanted.format != "gguf":
-            return PackedWriter(
-                wanted,
-                folder,
-                model,
-                shapes,
-                linears,
-                routers=decoder.routers(),
-                float32=decoder.float32(),
-                transposed=decoder.transposed,
-                stored=decoder.names.stored,
-            )
-        if wanted.bits_per_weight:
+            return packed(wanted)
+        if wanted.by_sensitivity:
             return AutoArtifactWriter(wanted, folder, model, shapes, provenance, imatrix, recipe.max_file_bytes)
         try:
             return GgufArtifactWriter(wanted, folder, model, shapes, provenance, imatrix, recipe.max_file_bytes)
@@ -111,7 +118,7 @@ def writers_of_gguf(
     def make(wanted: Variant) -> ArtifactWriter:
         if wanted.format != "gguf":
             raise BadModel("a GGUF file makes GGUF variants only; name the model's folder or its repo for this one")
-        if wanted.bits_per_weight:
+        if wanted.by_sensitivity:
             raise BadModel("a choice by sensitivity is made from a model's folder or its repo, not from a GGUF file")
         folder, limit = out / wanted.folder, recipe.max_file_bytes
         return SkeletonWriter(wanted, folder, base.repo_id, skeleton, imatrix, matrices=matrices, covered=covered, max_bytes=limit)

@@ -3,14 +3,13 @@
 import math
 
 from hubquant.artifact import Evaluation, Verdict
-from hubquant.recipe import Limit, variant
+from hubquant.recipe import Limit
 
 CHECKS = ("perplexity ratio", "mean KL divergence", "top-1 agreement")
 
 
-def judge(evaluation: Evaluation, limits: dict[int, Limit]) -> list[Verdict]:
+def judge(evaluation: Evaluation, bits: int, limits: dict[int, Limit]) -> list[Verdict]:
     """One Verdict per check. A number that is not finite fails; a bit width without limits uses those of the next wider one."""
-    bits = variant(evaluation.variant).bits
     limit = limits[min((b for b in limits if b >= bits), default=max(limits))]
     measured = (evaluation.perplexity_ratio, evaluation.mean_kl, evaluation.top1_agreement)
     bounds = (limit.perplexity_ratio, limit.mean_kl, limit.top1_agreement)

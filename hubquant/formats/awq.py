@@ -1,7 +1,7 @@
 """AWQ on disk (GEMM layout): X.qweight [in, out/8] int32 and X.qzeros [n_groups, out/8] int32, eight columns to a word in the
 order 0 2 4 6 1 3 5 7, X.scales [n_groups, out] float16. Always 4 bits and asymmetric. Two older layouts are read, not written."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hubquant_kernels.awq_gemv import dequantize_awq_gemv, dequantize_awq_gemv_fast
@@ -71,7 +71,7 @@ def layout(config: Mapping[str, Any]) -> str:
     return str(config.get("version") or config.get("format") or LAYOUT).lower()
 
 
-def quantization_config(grid: Grid, kept: list[str]) -> dict[str, Any]:
+def quantization_config(grid: Grid, kept: Iterable[str]) -> dict[str, Any]:
     """The block of config.json that transformers, vLLM and SGLang read. `kept`: linears left in 16 bit."""
     return {
         "quant_method": "awq",

@@ -1,8 +1,7 @@
 """GPTQ on disk: X.qweight [in·bits/32, out] int32, X.qzeros [n_groups, out·bits/32] int32, X.scales [n_groups, out] float16,
 X.g_idx [in] int32. Version 1 (`checkpoint_format: gptq`) stores zero − 1; version 2 (`gptq_v2`) stores the zero itself."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +17,16 @@ SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 ZERO_OFFSET = {"gptq": 1, "gptq_v2": 0}
 
 
-def pack(weight: QuantizedWeight) -> dict[str, Tensor]:
-    """The four tensors of one linear by suffix, version 1."""
+def version_for(grids: Iterable[Grid]) -> str:
+    """Version 1, which everything reads, where all grids are symmetric. A zero of 0 has no place in it: readers wrap around, carry
+    or do neither. So where zeros are free it is version 2."""
+    return "gptq" if all(grid.symmetric for grid in grids) else "gptq_v2"
+
+
+def pack(weight: QuantizedWeight, version: str = "gptq") -> dict[str, Tensor]:
+    """The four tensors of one linear by suffix."""
     bits = weight.grid.bits
-    stored_zeros = (weight.zeros.to(torch.int16) - ZERO_OFFSET["gptq"]) % 2**bits
+    stored_zeros = (weight.zeros.to(torch.int16) - ZERO_OFFSET[version]) % 2**bits
     return {
         "qweight": pack_words(weight.codes, bits).T.contiguous(),
         "qzeros": pack_words(stored_zeros.to(torch.uint8).T.contiguous(), bits),
@@ -55,24 +60,31 @@ def check(name: str, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -
         raise BadModel(f"tensor {name}.g_idx names groups {int(group.min())} to {int(group.max())}; there are {n_groups}")
 
 
-def quantization_config(grid: Grid, kept: list[str], damp_ratio: float, producer: str) -> dict[str, Any]:
-    """The block of config.json that transformers, vLLM and SGLang read. `kept`: linears left in 16 bit."""
+def quantization_config(
+    grid: Grid,
+    dynamic: Mapping[str, Any],
+    damp_ratio: float,
+    producer: str,
+    *,
+    version: str = "gptq",
+    desc_act: bool = False,
+    lm_head: bool = False,
+) -> dict[str, Any]:
+    """The block of config.json that transformers, vLLM and SGLang read. `dynamic`: what deviates from `grid`."""
     config: dict[str, Any] = {
         "quant_method": "gptq",
         "bits": grid.bits,
         "group_size": grid.group_size,
         "sym": grid.symmetric,
-        "desc_act": False,
-        "checkpoint_format": "gptq",
+        "desc_act": desc_act,
+        "checkpoint_format": version,
         "pack_dtype": "int32",
-        "lm_head": False,
+        "lm_head": lm_head,
         "damp_percent": damp_ratio,
         "true_sequential": False,
         "meta": {"quantizer": [producer]},
     }
-    if kept:
-        config["dynamic"] = {f"-:^{re.escape(name)}$": {} for name in kept}
-    return config
+    return config | ({"dynamic": dict(dynamic)} if dynamic else {})
 
 
 def width(config: Mapping[str, Any]) -> int:

@@ -15,6 +15,7 @@ NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
 }  # fmt: skip
+_TORCH = {name: dtype for dtype, name in NAMES.items()}
 MAX_SHARD_BYTES = 5 * 10**9
 INDEX = "model.safetensors.index.json"
 LEFTOVERS = ("*.part", "model.safetensors", "model-*-of-*.safetensors", INDEX)
@@ -53,15 +54,32 @@ class ShardWriter:
             self._headers.append({})
             self._sizes.append(0)
         start = self._sizes[-1]
-        with self._spool(len(self._sizes) - 1).open("r+b" if start else "wb") as file:
-            file.seek(start)
-            raw.tofile(file)
+        spool = self._spool(len(self._sizes) - 1)
+        if not start or spool.exists():  # else a killed process put the shard in place: it is complete, and the same
+            with spool.open("r+b" if start else "wb") as file:
+                file.seek(start)
+                raw.tofile(file)
         self._sizes[-1] += raw.nbytes
         self._headers[-1][name] = {
             "dtype": NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, self._sizes[-1]],
         }
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the tensors that were added."""
+        return sum(self._sizes)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor that was added, before `finish`."""
+        shard = next(i for i, header in enumerate(self._headers) if name in header)
+        entry: Any = self._headers[shard][name]
+        start, end = entry["data_offsets"]
+        with self._spool(shard).open("rb") as file:
+            file.seek(start)
+            raw = bytearray(file.read(end - start))
+        return torch.frombuffer(raw, dtype=_TORCH[entry["dtype"]]).view(entry["shape"])
 
     def finish(self) -> list[str]:
         """Put the files in place and return their names. Repeated after a kill, it goes on with those that are not there yet."""

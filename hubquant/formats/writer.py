@@ -19,6 +19,7 @@ class ArtifactWriter(Protocol):
     """
 
     variant: Variant
+    packs_head: bool  # whether the head, where it is a linear of its own, is to come as a layer too
 
     def add_outside(self, name: str, tensor: Tensor) -> None:
         """A parameter outside the decoder layers (embeddings, final norm, head), float32, by its full name."""

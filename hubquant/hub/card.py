@@ -16,7 +16,6 @@ from hubquant.hub.howto import run_parts, usual
 from hubquant.hub.markup import Markup, code, escape, link, render
 from hubquant.hub.recipelines import recipe_lines, type_of
 from hubquant.recipe import Variant
-from hubquant.recipe import variant as variant_of
 
 SCHEMA = 1
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -36,7 +35,7 @@ NOTICES = {
 
 def build(report: Report, repo_id: str, base: BaseCard, endpoint: str = "https://huggingface.co", quantized_by: str = "") -> str:
     """The README.md of `repo_id`. `report` holds that repo's variants only (`manifest.restrict`)."""
-    variants = [variant_of(artifact.variant) for artifact in report.artifacts]
+    variants = [report.variant(artifact.variant) for artifact in report.artifacts]
     context = min(CONTEXT_TOKENS, base.context_length or CONTEXT_TOKENS)
     by_size = sorted(report.artifacts, key=lambda artifact: -artifact.size_bytes)
     rows = [_file_row(report, artifact, base, context) for artifact in by_size]
@@ -48,7 +47,8 @@ def build(report: Report, repo_id: str, base: BaseCard, endpoint: str = "https:/
             "report": report,
             "base_link": _base_link(report, endpoint),
             "recommended": report.artifact(usual(report, variants).name).main_file if len(variants) > 1 else "",
-            "by_sensitivity": any(variant.bits_per_weight for variant in variants),
+            "of_gguf": variants[0].format == "gguf",
+            "by_sensitivity": any(variant.by_sensitivity for variant in variants),
             "memory_title": f"memory at {context} tokens",
             "memory_note": _memory_note(base, context),
             "rows": rows,
@@ -142,7 +142,7 @@ def _file_row(report: Report, artifact: Artifact, base: BaseCard, context: int) 
     return {
         "file": artifact.main_file,
         "more": len(weights) - 1,
-        "type": type_of(variant_of(artifact.variant)),
+        "type": type_of(report.variant(artifact.variant)),
         "bits": f"{artifact.bits_per_weight:.2f}",
         "size": size(artifact.size_bytes),
         "memory": size(memory) if base.kv_bytes_per_token else "unknown",

@@ -54,10 +54,11 @@ def _gguf_parts(report: Report, variants: list[Variant], repo_id: str) -> list[P
     taken = usual(report, variants)
     main_file = report.artifact(taken.name).main_file
     # The Hub, which answers Ollama, knows llama.cpp's own names only; every file it knows by its name.
-    tag = main_file if taken.bits_per_weight else taken.mixture
+    tag = main_file if taken.by_sensitivity else taken.mixture
     name, file = json.dumps(repo_id), json.dumps(main_file)
+    of_llama_cpp = f"{repo_id} -hff {main_file}" if taken.by_sensitivity else f"{repo_id}:{taken.mixture}"
     parts = [
-        Part("llama.cpp", "sh", f"llama-cli -hf {repo_id}:{taken.mixture}"),
+        Part("llama.cpp", "sh", f"llama-cli -hf {of_llama_cpp}"),
         Part("Ollama", "sh", f"ollama run hf.co/{repo_id}:{tag}"),
     ]
     if family(report.base.architecture) in READ_BY_TRANSFORMERS:

@@ -24,7 +24,7 @@ from hubquant.recipe import Frozen, Recipe, Variant
 from hubquant.recipe import variant as variant_of
 
 MAX_NAME = 96
-OURS = re.compile(r"-(AWQ(-Int\d)?|GPTQ-Int\d|GGUF)$")
+OURS = re.compile(r"-(AWQ|GPTQ-(Int\d|Auto-[\d.]+(bpw|MB|GB))|GGUF)(-(g\d+|row|asym|static|actorder|head))*$")
 MADE_BY_HUB = frozenset({".gitattributes"})
 DECISIONS = 3  # how often the repo is read anew when somebody commits in between
 

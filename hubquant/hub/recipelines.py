@@ -5,7 +5,7 @@ from collections import Counter
 
 from hubquant.artifact import Artifact, Report, TensorRecord
 from hubquant.hub.markup import Markup, code, escape
-from hubquant.recipe import Variant
+from hubquant.recipe import ROW, Variant
 
 FOLD = "per-channel scales (AWQ) searched on the Hessian of each input and folded into the layer before it"
 FEEDBACK = "codes with GPTQ's error feedback in group-aware activation order, ranges searched under the error that remains"
@@ -21,11 +21,18 @@ NUMBERS = re.compile(r"(\d+|\bno)( calibration tokens?)?\b")  # what notes of th
 
 def type_of(variant: Variant) -> str:
     """What a reader calls the variant: Q4_K_M, or auto, 4.5 bits, or int4, group 128, symmetric."""
-    if variant.bits_per_weight:
-        return f"auto, {variant.bits_per_weight:g} bits"
+    if variant.by_sensitivity:
+        return f"auto, {budget_of(variant)}"
     if variant.mixture:
         return variant.mixture
-    return f"int{variant.bits}, group {variant.group_size}, {'symmetric' if variant.symmetric else 'asymmetric'}"
+    group = "whole rows" if variant.group_size == ROW else f"group {variant.group_size}"
+    order = {"static": ", static groups", "actorder": ", act order", "": ""}[variant.order]
+    head = ", head too" if variant.head else ""
+    return f"int{variant.bits}, {group}, {'symmetric' if variant.symmetric else 'asymmetric'}{order}{head}"
+
+
+def budget_of(variant: Variant) -> str:
+    return f"{variant.size_bytes / 1e9:g} GB" if variant.size_bytes else f"{variant.bits_per_weight:g} bits"
 
 
 def recipe_lines(report: Report, variants: list[Variant]) -> list[Markup]:

@@ -11,9 +11,8 @@ from transformers.utils.quantization_config import GPTQConfig as StockGptqConfig
 
 from hubquant.errors import BadModel
 from hubquant.formats import awq, gptq
+from hubquant.formats.dynamic import SKIP, known, of_linear, pattern_of
 
-SKIP, APPLY = "-:", "+:"  # before a pattern of GPTQModel's `dynamic`: leave the module dense, or override its settings
-OVERRIDES = ("bits", "group_size", "sym", "desc_act")
 PACK_DTYPE = "int32"
 # how auto-round names the layouts, in the words of the two formats
 AUTO_ROUND: dict[str, dict[str, Any]] = {
@@ -51,11 +50,8 @@ class _Block:
         type(self).check_format(settings)
 
     def of_linear(self, name: str) -> dict[str, Any]:
-        """The settings of linear `name` of the files: the first pattern of `dynamic` that matches overrides the block's."""
-        for pattern, override in (self.block.get("dynamic") or {}).items():
-            if re.match(pattern.removeprefix(SKIP).removeprefix(APPLY), name):
-                return self._meant if pattern.startswith(SKIP) else self._meant | _known(override)
-        return self._meant
+        """The settings of linear `name` of the files."""
+        return of_linear(self._meant, name)
 
     def to_dict(self) -> dict[str, Any]:
         return copy.deepcopy(self.block)
@@ -108,12 +104,8 @@ class AutoRoundConfig(_Block, StockAutoRoundConfig):  # type: ignore[misc]
     def of_linear(self, name: str) -> dict[str, Any]:
         for pattern, override in (self.block.get("extra_config") or {}).items():
             if pattern == name or re.fullmatch(pattern, name):
-                return self._meant | _known(override)
+                return self._meant | known(override)
         return self._meant
-
-
-def _known(override: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: override[k] for k in OVERRIDES if k in override}
 
 
 def _check(block: Mapping[str, Any]) -> None:
@@ -131,7 +123,7 @@ def _check(block: Mapping[str, Any]) -> None:
 
 def _check_override(pattern: str, override: Any) -> None:
     try:
-        re.compile(pattern.removeprefix(SKIP).removeprefix(APPLY))
+        re.compile(pattern_of(pattern))
     except re.error as error:
         raise BadModel(f"quantization_config.dynamic has pattern {pattern!r}, which is no regular expression: {error}") from None
     if not pattern.startswith(SKIP) and not isinstance(override, dict):

@@ -18,10 +18,10 @@ from hubquant.quantize.grid import Grid, QuantizedWeight
 BLOCK = 128  # channels between two updates of the rest
 
 
-def solve_regrouped(weight: Tensor, hessian: Tensor, grid: Grid) -> QuantizedWeight:
+def solve_regrouped(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
     """Quantize weight [out, in] under hessian [in, in] = Σxᵀx with groups of channels of like importance."""
     order = importance_order(hessian)
-    solved = solve(weight[:, order], hessian[order][:, order], grid)
+    solved = solve(weight[:, order], hessian[order][:, order], grid, damp_ratio)
     place = order.argsort()
     return QuantizedWeight(solved.codes[:, place], solved.scales, solved.zeros, grid, solved.group_index[place])
 

@@ -16,7 +16,7 @@ from hubquant.config import Settings
 from hubquant.errors import HubquantError
 from hubquant.hub import publish
 from hubquant.hub.client import Hub
-from hubquant.recipe import OFFERED_VARIANTS, Frozen, Variant
+from hubquant.recipe import OFFERED_VARIANTS, ROW, Frozen, Variant
 from hubquant.recipe import variant as variant_of
 
 START = "Name a model and press Check: you will see whether it can be made and how large it would be, before anything is asked for."
@@ -36,9 +36,9 @@ class Wish(Frozen):
 
 def label(variant: Variant) -> str:
     """The variant for a person who chooses: format, bits, and what else tells it from its neighbours."""
-    if variant.bits_per_weight:
-        return f"{variant.format.upper()} · {variant.bits_per_weight:g} bit · types by sensitivity"
-    detail = variant.mixture or f"groups of {variant.group_size}"
+    if variant.by_sensitivity:
+        return f"{variant.format.upper()} · {variant.name.partition('@')[2]} · by sensitivity"
+    detail = variant.mixture or ("whole rows" if variant.group_size == ROW else f"groups of {variant.group_size}")
     return f"{variant.format.upper()} · {variant.bits} bit · {detail}"
 
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from hubquant import cli
 from hubquant.artifact import Report
 from hubquant.console import METRICS, metrics, protocol_line, size
-from hubquant.recipe import DEFAULT_VARIANTS, VARIANTS, Variant
+from hubquant.recipe import BITS, DEFAULT_VARIANTS, GROUP_SIZES, VARIANTS, Variant, variant
 
 sys.path.append(str(Path(__file__).parents[2] / "kernels"))
 import measured
@@ -68,11 +68,16 @@ def variants() -> str:
 
     shown = [v for v in VARIANTS.values() if v.format != "gguf" or v.name in DEFAULT_VARIANTS]
     rows = [[f"`{v.name}`", stored(v), f"-{v.repo_suffix}", LOADS[v.format]] for v in shown]
+    auto, bits = variant("gptq-auto@4.5bpw"), ", ".join(map(str, BITS))
+    rows.append([f"`{auto.name}`", f"{bits} bit by measured sensitivity, within any budget", f"-{auto.repo_suffix}", LOADS["gptq"]])
     rows.append(["`gguf-auto@4.5bpw`", "types by measured sensitivity, within any budget", "-GGUF", "llama.cpp, Ollama, LM Studio"])
     others = ", ".join(f"`{v.name.removeprefix('gguf-')}`" for v in VARIANTS.values() if v.format == "gguf" and v not in shown)
     return (
         table(["variant", "stored as", "repo", "loads with"], rows)
-        + f"\n\nAnd after `gguf-` every other mixture of llama.cpp, tensor for tensor: {others}."
+        + f"\n\nBy their parts: `gptq-intB-gG` with B = {bits} and G = {', '.join(map(str, GROUP_SIZES))}, or `-row` for a whole "
+        "row; after it any of `-asym`, `-static` or `-actorder`, `-head` (as `gptq-int3-g64-asym-head`); and `awq-int4-gG`. "
+        "A budget may be a size: `gguf-auto@3.2GB`."
+        f"\n\nAnd after `gguf-` every other mixture of llama.cpp, tensor for tensor: {others}."
     )
 
 

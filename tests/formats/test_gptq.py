@@ -10,6 +10,7 @@ from torch import Tensor
 from hubquant.errors import BadModel
 from hubquant.formats import gptq
 from hubquant.quantize.grid import Grid, QuantizedWeight
+from hubquant.recipe import ROW
 
 CONFIG: dict[str, Any] = {"bits": 4, "group_size": 32, "checkpoint_format": "gptq"}
 
@@ -27,13 +28,20 @@ def quantized(bits: int = 4, out: int = 16, width: int = 96, group_size: int = 3
     )
 
 
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_what_is_packed_decodes_to_the_same_weights(bits: int, symmetric: bool) -> None:
+def test_what_is_packed_decodes_to_the_same_weights(bits: int, symmetric: bool, version: str) -> None:
     weight = quantized(bits, out=32, symmetric=symmetric)
-    tensors = gptq.pack(weight)
-    gptq.check("x", tensors, CONFIG | {"bits": bits})
-    assert torch.equal(gptq.dequantize(tensors, CONFIG | {"bits": bits}), weight.dequantize())
+    tensors, config = gptq.pack(weight, version), CONFIG | {"bits": bits, "checkpoint_format": version}
+    gptq.check("x", tensors, config)
+    assert torch.equal(gptq.dequantize(tensors, config), weight.dequantize())
+
+
+def test_free_zeros_are_stored_as_they_are() -> None:
+    """In version 1 a zero of 0 is 15, of which GPTQModel's addition of words carries into the next."""
+    assert gptq.version_for([Grid(4, 128, True), Grid(8, 64, True)]) == "gptq"
+    assert gptq.version_for([Grid(4, 128, True), Grid(8, 64, False)]) == "gptq_v2"
 
 
 def test_names_shapes_and_types_are_those_of_the_format() -> None:
@@ -74,7 +82,7 @@ def _add_without_carry(words: Tensor, addend: int) -> Tensor:
 
 
 def test_the_config_block_is_what_other_loaders_ask_for() -> None:
-    config = gptq.quantization_config(Grid(4, 128, True), [], 0.05, "hubquant:1.2.3")
+    config = gptq.quantization_config(Grid(4, 128, True), {}, 0.05, "hubquant:1.2.3")
     assert config == {
         "quant_method": "gptq",
         "bits": 4,
@@ -88,8 +96,11 @@ def test_the_config_block_is_what_other_loaders_ask_for() -> None:
         "true_sequential": False,
         "meta": {"quantizer": ["hubquant:1.2.3"]},
     }
-    kept = gptq.quantization_config(Grid(4, 128, True), ["model.layers.0.mlp.down_proj"], 0.05, "hubquant:1.2.3")
-    assert kept["dynamic"] == {r"-:^model\.layers\.0\.mlp\.down_proj$": {}}
+    options: dict[str, Any] = {"version": "gptq_v2", "desc_act": True, "lm_head": True}
+    row = gptq.quantization_config(Grid(8, ROW, False), {"-:x": {}}, 0.05, "hubquant:1.2.3", **options)
+    changed: dict[str, Any] = {"bits": 8, "group_size": -1, "sym": False, "desc_act": True, "lm_head": True, "dynamic": {"-:x": {}}}
+    changed["checkpoint_format"] = "gptq_v2"
+    assert row == config | changed
 
 
 def test_the_version_is_read_under_either_name() -> None:

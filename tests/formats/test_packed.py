@@ -1,6 +1,8 @@
 """GPTQ and AWQ folders: what is solved is what is read back, what cannot be packed stays in 16 bit and is recorded."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,15 @@ from torch import Tensor
 from hubquant.artifact import Artifact, Report, file_sha256
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel
-from hubquant.formats.packed import PackedSource, PackedWriter
+from hubquant.formats.packed import PackedSource, PackedWriter, solver
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.layer import Layer
 from hubquant.model.topology import Absorber, LayerInput
+from hubquant.quantize.actorder import solve_static
 from hubquant.quantize.awq import search_scale
 from hubquant.quantize.gptq import solve
 from hubquant.quantize.grid import Grid
-from hubquant.recipe import VARIANTS
+from hubquant.recipe import BITS, ROW, VARIANTS, override, variant
 
 GPTQ, AWQ = VARIANTS["gptq-int4-g128"], VARIANTS["awq-int4-g128"]
 PREFIX = "model.layers.0."
@@ -59,12 +62,13 @@ def base(tmp_path: Path) -> Path:
     return folder
 
 
-def make(base: Path, one: Layer, variant: Any = GPTQ) -> tuple[Path, Artifact]:
+def make(base: Path, one: Layer, variant: Any = GPTQ, **options: Any) -> tuple[Path, Artifact]:
     """One layer and an embedding, written as `variant`."""
     embedding = torch.linspace(-1, 1, 40 * 8).view(40, 8)
     shapes = {PREFIX + n: tuple(t.shape) for n, t in one.tensors.items()} | {"model.embed_tokens.weight": (40, 8)}
     folder = base.parent / variant.name
-    writer = PackedWriter(variant, folder, base, shapes, {PREFIX + "up.weight", PREFIX + "down.weight"})
+    shutil.rmtree(folder, ignore_errors=True)
+    writer = PackedWriter(variant, folder, base, shapes, {PREFIX + "up.weight", PREFIX + "down.weight"}, **options)
     writer.add_outside("model.embed_tokens.weight", embedding)
     writer.add_layer(one)
     assert all(p.name.endswith(".part") for p in folder.iterdir())
@@ -85,7 +89,8 @@ def test_what_was_solved_is_what_is_read(base: Path, variant: Any) -> None:
     assert set(source.names()) == {PREFIX + n for n in expected_names} | {"model.embed_tokens.weight"}
     grid = Grid(4, 128, variant.symmetric)
     for name in ("up", "down"):
-        solved = solve(one.tensors[f"{name}.weight"], one.statistics[name].hessian, grid).dequantize()
+        damp_ratio = one.statistics[name].damp_ratio
+        solved = solve(one.tensors[f"{name}.weight"], one.statistics[name].hessian, grid, damp_ratio).dequantize()
         assert torch.equal(source.tensor(f"{PREFIX}{name}.weight"), solved)
         found = next(t for t in artifact.tensors if t.name == f"{PREFIX}{name}.weight")
         assert (found.type, found.note) == ("int4-g128", "")
@@ -94,6 +99,74 @@ def test_what_was_solved_is_what_is_read(base: Path, variant: Any) -> None:
         assert 0 < found.output_error < 0.05
     for name in ("norm.weight", "up.bias"):
         assert torch.equal(source.tensor(PREFIX + name), one.tensors[name].half())
+
+
+EVERY = [f"gptq-int{b}-{g}{a}" for b in BITS for g in ("g32", "g64", "g128", "row") for a in ("", "-asym")]
+ORDERED = [f"gptq-int{b}-g{g}-{o}" for b in (3, 4) for g in (32, 128) for o in ("static", "actorder")]
+
+
+@pytest.mark.parametrize("name", [*EVERY, *ORDERED, "awq-int4-g32", "awq-int4-g64", "awq-int4-row"])
+def test_every_bits_group_and_symmetry_is_read_back_as_it_was_solved(base: Path, name: str) -> None:
+    """Of two widths, so that a whole row is not one number; and what is stored is near the weights by the width of a step."""
+    one, made = layer((32, 256), (32, 128)), variant(name)
+    folder, artifact = make(base, one, made)
+    block = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert (block["bits"], block["group_size"], "dynamic" in block) == (made.bits, made.group_size, False)
+    assert block.get("sym", False) == made.symmetric and block.get("desc_act", False) == (made.order == "actorder")
+    for linear, width in (("up", 256), ("down", 128)):
+        weight, read = one.tensors[f"{linear}.weight"], PackedSource(folder).tensor(f"{PREFIX}{linear}.weight")
+        grid = Grid(made.bits, width if made.group_size == ROW else made.group_size, made.symmetric)
+        solve = solver(made, replace(grid, group_size=made.group_size))
+        assert torch.equal(read, solve(weight, one.statistics[linear].hessian, grid, one.statistics[linear].damp_ratio).dequantize())
+        n_groups = width // grid.group_size
+        assert load_file(folder / "model.safetensors")[f"{PREFIX}{linear}.scales"].shape == (n_groups, 32)
+        assert record(artifact, f"{linear}.weight") == (f"int{made.bits}-{name.split('-')[2]}", "")
+    error = max(t.output_error or 0 for t in artifact.tensors)
+    assert (
+        0 < error < 0.4 * 4.0 ** (2 - made.bits)
+    )  # two bits leave less than 0.4 of the output's energy, each more a quarter of it
+
+
+def test_channels_of_like_importance_share_a_scale_and_the_file_says_which(base: Path) -> None:
+    one = layer((32, 256), (32, 128))
+    stored = load_file(make(base, one, variant("gptq-int4-g32-actorder"))[0] / "model.safetensors")
+    index, importance = stored[f"{PREFIX}up.g_idx"], one.statistics["up"].hessian.diagonal()
+    assert index.bincount().tolist() == [32] * 8
+    assert all(float(importance[index == i].min()) >= float(importance[index == i + 1].max()) for i in range(7))
+    static = load_file(make(base, one, variant("gptq-int4-g32-static"))[0] / "model.safetensors")
+    assert torch.equal(static[f"{PREFIX}up.g_idx"], torch.arange(256, dtype=torch.int32) // 32)
+
+
+def test_widths_that_words_do_not_fit_are_by_the_number_of_bits(base: Path) -> None:
+    """24 outputs: a word holds 8 zeros of 4 bits, but takes 32 of 3 bits for whole words."""
+    one = layer((24, 64), (32, 64))
+    assert record(make(base, one, variant("gptq-int4-g64"))[1], "up.weight")[0] == "int4-g64"
+    note = "kept in 16 bit: shape [24, 64] is no multiple of [32, 64]"
+    assert record(make(base, one, variant("gptq-int3-g64"))[1], "up.weight") == ("F16", note)
+    assert record(make(base, one, variant("gptq-int8-g64"))[1], "up.weight")[0] == "int8-g64"
+
+
+def test_overrides_hold_for_the_linears_that_they_name(base: Path) -> None:
+    one = layer((32, 256), (32, 128))
+    given = [override(r".*\.up=int8-row-asym"), override(r".*=16")]
+    folder, artifact = make(base, one, overrides=given[:1])
+    assert record(artifact, "up.weight") == ("int8-row", "")
+    assert record(artifact, "down.weight") == ("int4-g128", "")
+    block = json.loads((folder / "config.json").read_text())["quantization_config"]
+    assert block["dynamic"] == {r"+:^model\.layers\.0\.up$": {"bits": 8, "group_size": -1, "sym": False}}
+    solved = solve_static(one.tensors["up.weight"], one.statistics["up"].hessian, Grid(8, 256, False), one.statistics["up"].damp_ratio)
+    assert torch.equal(PackedSource(folder).tensor(PREFIX + "up.weight"), solved.dequantize())
+    _, artifact = make(base, one, overrides=given)  # the first that matches holds
+    assert record(artifact, "down.weight") == ("F16", "kept in 16 bit: left so by .*")
+    assert record(artifact, "up.weight")[0] == "int8-row"
+    _, artifact = make(base, one, AWQ, overrides=given)  # which has one grid for all
+    assert {record(artifact, name)[0] for name in ("up.weight", "down.weight")} == {"int4-g128"}
+
+
+def test_an_override_s_group_is_made_to_fit_its_own_linear(base: Path) -> None:
+    _, artifact = make(base, layer((32, 192), (32, 128)), overrides=[override(r".*\.up=int8-g128")])
+    assert record(artifact, "up.weight") == ("int8-g64", "groups of 64: 128 does not divide every width")
+    assert record(artifact, "down.weight") == ("int4-g128", "")
 
 
 def test_a_scale_that_the_norm_absorbs_leaves_the_function_as_it_is(base: Path) -> None:
@@ -137,6 +210,7 @@ def test_what_cannot_be_packed_stays_in_16_bit_and_is_named(base: Path, variant:
         assert config["modules_to_not_convert"] == ["lm_head", "model.layers.0.up"]
     else:
         assert config["dynamic"] == {r"-:^model\.layers\.0\.up$": {}}
+        assert config["group_size"] == 64
 
 
 def test_a_model_without_any_linear_that_fits_is_refused(base: Path) -> None:

@@ -183,7 +183,7 @@ def test_what_transformers_reads_was_measured() -> None:
 def test_a_choice_by_sensitivity_is_explained(report: Report) -> None:
     text = build(renamed(report, ("gguf-q4_k_m", "gguf-auto@4.5bpw")), "gguf-auto@4.5bpw")
     assert "| auto, 4.5 bits |" in text and "\n\nAuto: every matrix has the type" in text
-    assert "llama-cli -hf bot/tiny-llama-X:4.5BPW-Q4_K_M_AUTO" in text and "ollama run hf.co/bot/tiny-llama-X:t-1.gguf" in text
+    assert "llama-cli -hf bot/tiny-llama-X -hff t-1.gguf" in text and "ollama run hf.co/bot/tiny-llama-X:t-1.gguf" in text
     assert "Auto: " not in build(report, *GGUF)
 
 

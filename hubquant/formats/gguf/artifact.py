@@ -24,6 +24,8 @@ from hubquant.recipe import MAX_FILE_BYTES, Variant
 class GgufArtifactWriter:
     """Writes FOLDER/NAME-MIXTURE.gguf, or its shards, and FOLDER/imatrix.gguf. Variants of one pass share the Imatrix object."""
 
+    packs_head = False
+
     def __init__(
         self,
         variant: Variant,

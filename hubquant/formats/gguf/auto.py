@@ -3,40 +3,35 @@
 Every tensor is stored in all candidate types as the pass goes by, each in a file of its own beside the target; when all errors
 are known the types are chosen and the chosen bytes are copied together. That takes the disk of the candidates for the time of
 the pass, and no second pass.
-
-What an error costs: a linear's relative output error reaches the residual stream by the share that its branch (attention or
-feed-forward) adds to it, and is then carried to the logits. So the cost is error × share, with the energies of the branches'
-outputs from the calibration tokens; embeddings and head reach the stream whole.
+What an error costs: formats/sensitivity.py.
 """
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from torch import Tensor
 
 from hubquant.artifact import Artifact, TensorRecord
-from hubquant.errors import BadModel
+from hubquant.errors import BadModel, UsageError
 from hubquant.formats.gguf.artifact import GgufArtifactWriter
 from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.mixtures import Chosen, called_by, is_quantized, uniform
+from hubquant.formats.sensitivity import Sensitivity
 from hubquant.formats.writer import State
 from hubquant.model.layer import Layer
 from hubquant.quantize.allocate import Candidate, allocate, smallest
 from hubquant.quantize.ggml import GGML_TYPES
-from hubquant.recipe import MAX_FILE_BYTES, Variant
+from hubquant.recipe import MAX_FILE_BYTES, Variant, within
 
 LADDER = ("IQ1_M", "IQ2_XXS", "IQ2_S", "IQ3_XXS", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
 BELOW, ABOVE = 2, 3  # candidates narrower and wider than the budget
 PADDING = 32  # between tensors
-_BRANCH = re.compile(r"blk\.(\d+)\.(attn|ffn)")
-_WRITES_TO_STREAM = re.compile(r"blk\.\d+\.(attn_output|ffn_down)")
 
 
 def candidate_types(bits_per_weight: float) -> tuple[str, ...]:
@@ -48,6 +43,8 @@ def candidate_types(bits_per_weight: float) -> tuple[str, ...]:
 class AutoArtifactWriter:
     """Writes FOLDER/NAME-4.5BPW-Q4_K_M_AUTO.gguf. Raises BadModel if the model cannot keep the budget."""
 
+    packs_head = False
+
     def __init__(
         self,
         variant: Variant,
@@ -58,12 +55,12 @@ class AutoArtifactWriter:
         imatrix: Imatrix,
         max_bytes: int = MAX_FILE_BYTES,
     ) -> None:
+        if variant.size_bytes:
+            variant = _within(variant, 8 * variant.size_bytes / sum(map(prod, shapes.values())))
         self.variant, self.folder, self.trials_folder = variant, folder, folder / f"{variant.mixture}.part"
         self._arguments = variant, folder, base, shapes, provenance, imatrix, max_bytes
         self._trials: dict[str, GgufArtifactWriter] = {}
-        self._energy: dict[tuple[int, str], float] = {}
-        self._embedding_energy = 0.0
-        self._n_tokens = 1
+        self._sensitivity = Sensitivity()
         try:
             for kind in candidate_types(variant.bits_per_weight):
                 trial = (variant, self.trials_folder / kind, base, shapes, provenance, imatrix, max_bytes)
@@ -77,32 +74,21 @@ class AutoArtifactWriter:
         for trial in self._trials.values():
             trial.add_outside(name, tensor)
         if "token_embd.weight" in self._any.writer.gguf_names(name):
-            self._embedding_energy = float(tensor.square().sum(1).mean())
+            self._sensitivity.add_embedding(tensor)
 
     def add_layer(self, layer: Layer) -> None:
         for trial in self._trials.values():
             trial.add_layer(layer)
-        self._n_tokens = max([self._n_tokens, *(s.n_tokens for s in layer.statistics.values())])
-        for name, weight in layer.tensors.items():
-            statistics = layer.statistics_of(name)
-            for stored in self._any.writer.gguf_names(layer.prefix + name) if statistics else ():
-                if statistics and _WRITES_TO_STREAM.match(stored):
-                    added = float(((weight @ statistics.hessian) * weight).sum())
-                    self._energy[_branch(stored)] = self._energy.get(_branch(stored), 0.0) + added
+        self._sensitivity.add_layer(layer)
 
     def state(self) -> State:
-        return {
-            "trials": {kind: trial.state() for kind, trial in self._trials.items()},
-            "energy": [[*branch, energy] for branch, energy in self._energy.items()],
-            "embedding_energy": self._embedding_energy,
-            "n_tokens": self._n_tokens,
-        }
+        trials = {kind: trial.state() for kind, trial in self._trials.items()}
+        return {"trials": trials, "sensitivity": self._sensitivity.state()}
 
     def restore(self, state: State) -> None:
         for kind, trial in self._trials.items():
             trial.restore(state["trials"][kind])
-        self._energy = {(layer, part): energy for layer, part, energy in state["energy"]}
-        self._embedding_energy, self._n_tokens = state["embedding_energy"], state["n_tokens"]
+        self._sensitivity.restore(state["sensitivity"])
 
     def finish(self) -> Artifact:
         chosen = allocate(self._candidates(), self._budget)
@@ -118,7 +104,8 @@ class AutoArtifactWriter:
         except BaseException:
             final.discard()
             raise
-        return artifact.model_copy(update={"seconds": sum(trial.seconds for trial in self._trials.values())})
+        seconds = sum(trial.seconds for trial in self._trials.values())
+        return artifact.model_copy(update={"seconds": seconds, "nominal_bits": self.variant.bits})
 
     def discard(self) -> None:
         for trial in self._trials.values():
@@ -141,7 +128,9 @@ class AutoArtifactWriter:
         least = smallest({name: self._sizes(name) for name in self._matrices()})
         if least > budget:
             reached = 8 * (least + others + PADDING * len(plans)) / self._any.n_parameters
-            raise BadModel(f"a budget of {self.variant.bits_per_weight:g} bits per weight; this model takes at least {reached:.2f}")
+            raise BadModel(
+                f"a budget of {self.variant.bits_per_weight:.4g} bits per weight; this model takes at least {reached:.2f}"
+            )
         return budget
 
     def _sizes(self, name: str) -> list[Candidate]:
@@ -150,9 +139,10 @@ class AutoArtifactWriter:
 
     def _candidates(self) -> dict[str, list[Candidate]]:
         errors = {kind: self._errors(trial) for kind, trial in self._trials.items()}
-        shares = self._shares()
+        by_weight = self._sensitivity.of([record.name for record in self._any.records])
+        shares = {stored: share for name, share in by_weight.items() for stored in self._any.writer.gguf_names(name)}
         return {
-            name: [replace(c, error=errors[c.kind][name] * shares.get(_branch(name), 1.0)) for c in self._sizes(name)]
+            name: [replace(c, error=errors[c.kind][name] * shares.get(name, 1.0)) for c in self._sizes(name)]
             for name in self._matrices()
         }
 
@@ -166,15 +156,6 @@ class AutoArtifactWriter:
         usual = median(error for errors in found.values() for error in errors)
         return {name: sum(errors) / len(errors) if errors else usual for name, errors in found.items()}
 
-    def _shares(self) -> dict[tuple[int, str], float]:
-        """Of each branch in the energy of the stream after it, if what the branches add is not correlated."""
-        stream, shares = self._embedding_energy, {}
-        for branch in sorted(self._energy):
-            added = self._energy[branch] / self._n_tokens
-            stream += added
-            shares[branch] = added / stream if stream > 0 else 1.0
-        return shares
-
     def _records(self, origin: Mapping[str, str]) -> list[TensorRecord]:
         by_name = {kind: {r.name: r for r in trial.records} for kind, trial in self._trials.items()}
         records = []
@@ -183,6 +164,13 @@ class AutoArtifactWriter:
             kinds = dict.fromkeys(self._trials[origin[name]].writer.plans[name].kind for name in stored)
             records.append(by_name[origin[stored[0]]][record.name].model_copy(update={"type": "+".join(kinds)}))
         return records
+
+
+def _within(variant: Variant, bits_per_weight: float) -> Variant:
+    try:
+        return within(variant, bits_per_weight)
+    except UsageError as error:
+        raise BadModel(str(error)) from None
 
 
 class _Trial(GgufArtifactWriter):
@@ -196,9 +184,3 @@ class _Trial(GgufArtifactWriter):
 def _relative_error(weight: Tensor, stored: Tensor) -> float:
     scale = float(weight.square().sum())
     return float((stored - weight).square().sum()) / scale if scale > 0 else 0.0
-
-
-def _branch(name: str) -> tuple[int, str]:
-    """Layer and part of the layer that a GGUF name is of; (−1, "") outside."""
-    found: Any = _BRANCH.match(name)
-    return (int(found[1]), str(found[2])) if found else (-1, "")

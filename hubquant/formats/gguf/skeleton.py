@@ -103,6 +103,8 @@ class SkeletonWriter:
     importance matrix, and a tensor will have none.
     """
 
+    packs_head = False
+
     def __init__(
         self,
         variant: Variant,

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from hubquant.artifact import Base, Report
-from hubquant.errors import UsageError
-from hubquant.formats.gguf.auto import LADDER, AutoArtifactWriter, candidate_types
+from hubquant.errors import BadModel, UsageError
+from hubquant.formats.gguf.auto import LADDER, candidate_types
 from hubquant.formats.gguf.filetypes import MIXTURES
 from hubquant.formats.gguf.reader import GgufSource
+from hubquant.formats.sensitivity import Sensitivity
 from hubquant.pipeline import quantize
 from hubquant.quantize.ggml import GGML_TYPES
 from hubquant.recipe import Calibration, Recipe, variant
@@ -79,20 +80,29 @@ def test_a_budget_that_the_model_cannot_keep_is_declined_and_the_others_are_made
 def test_what_experts_add_is_the_same_however_many_fit_at_a_time(
     mixture_of_experts: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[dict[tuple[int, str], float]] = []
-    shares = AutoArtifactWriter._shares
+    found: list[dict[tuple[str, str], float]] = []
+    shares = Sensitivity.shares
 
-    def noted(self: AutoArtifactWriter) -> dict[tuple[int, str], float]:
+    def noted(self: Sensitivity) -> dict[tuple[str, str], float]:
         found.append(shares(self))
         return found[-1]
 
-    monkeypatch.setattr(AutoArtifactWriter, "_shares", noted)
+    monkeypatch.setattr(Sensitivity, "shares", noted)
     model = mixture_of_experts("qwen3_moe")
     made(model, tmp_path / "whole", "gguf-auto@8.5bpw")
     monkeypatch.setattr("hubquant.parts.STATISTICS_BYTES", 3 * 4 * (64**2 + 32**2))
     made(model, tmp_path / "parts", "gguf-auto@8.5bpw")
     # the same numbers summed in the same order
-    assert found[0] == found[1] and (1, "ffn") in found[0]
+    assert found[0] == found[1] and ("model.layers.1.", "mlp") in found[0]
+
+
+def test_a_size_is_a_budget_too(demo_folder: Path, tmp_path: Path) -> None:
+    report = made(demo_folder, tmp_path / "out", "gguf-auto@2.4MB")
+    artifact = report.artifacts[0]
+    assert 2_380_000 < artifact.size_bytes <= 2_400_000
+    assert artifact.main_file == "tiny-2.4MB-Q4_K_M_AUTO.gguf" and report.variant("gguf-auto@2.4MB").bits == 5
+    with pytest.raises(BadModel, match=r"gguf-auto@50MB: nothing has 1.* bits per weight; ask for 1.7 to 16"):
+        made(demo_folder, tmp_path / "other", "gguf-auto@50MB")
 
 
 def test_candidates_lie_around_the_budget() -> None:
