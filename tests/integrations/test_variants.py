@@ -88,6 +88,23 @@ def test_overrides_load_too(base: Path, tmp_path: Path) -> None:
     assert block["dynamic"][r"+:^model\.layers\.1\.self_attn\.qkv_proj$"] == {"bits": 3, "group_size": 64, "sym": True}
 
 
+def test_a_pass_that_was_stopped_goes_on_with_the_same_bytes(base: Path, out: Path, tmp_path: Path) -> None:
+    """Trials of widths and what they cost, linears kept, the head that comes after the layers."""
+    names = ("gptq-int3-g32-asym-head", "gptq-auto@4.5bpw")
+
+    def stop(_stage: str, done: int, _total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    recipe = with_texts(Recipe(variants=names, calibration=Calibration(windows=2, window=64)))
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.quantize(base, tmp_path / "out", recipe, fingerprint_folder(base), stop)
+    pipeline.quantize(base, tmp_path / "out", recipe, fingerprint_folder(base), silent)
+    for name in names:
+        for file in ("model.safetensors", "config.json"):
+            assert (tmp_path / "out" / name / file).read_bytes() == (out / name / file).read_bytes()
+
+
 def test_a_head_that_is_the_embedding_is_not_packed(bundled: Path, tmp_path: Path) -> None:
     recipe = Recipe(variants=("gptq-int4-g128-head", "gguf-q8_0"), calibration=Calibration(windows=1, window=64))
     report = pipeline.quantize(bundled, tmp_path / "out", recipe, fingerprint_folder(bundled), silent)
