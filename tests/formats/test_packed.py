@@ -117,7 +117,9 @@ def test_every_bits_group_and_symmetry_is_read_back_as_it_was_solved(base: Path,
         weight, read = one.tensors[f"{linear}.weight"], PackedSource(folder).tensor(f"{PREFIX}{linear}.weight")
         grid = Grid(made.bits, width if made.group_size == ROW else made.group_size, made.symmetric)
         solve = solver(made, replace(grid, group_size=made.group_size))
-        assert torch.equal(read, solve(weight, one.statistics[linear].hessian, grid, one.statistics[linear].damp_ratio).dequantize())
+        assert torch.equal(
+            read, solve(weight, one.statistics[linear].hessian, grid, one.statistics[linear].damp_ratio).dequantize()
+        )
         n_groups = width // grid.group_size
         assert load_file(folder / "model.safetensors")[f"{PREFIX}{linear}.scales"].shape == (n_groups, 32)
         assert record(artifact, f"{linear}.weight") == (f"int{made.bits}-{name.split('-')[2]}", "")
@@ -154,7 +156,9 @@ def test_overrides_hold_for_the_linears_that_they_name(base: Path) -> None:
     assert record(artifact, "down.weight") == ("int4-g128", "")
     block = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert block["dynamic"] == {r"+:^model\.layers\.0\.up$": {"bits": 8, "group_size": -1, "sym": False}}
-    solved = solve_static(one.tensors["up.weight"], one.statistics["up"].hessian, Grid(8, 256, False), one.statistics["up"].damp_ratio)
+    solved = solve_static(
+        one.tensors["up.weight"], one.statistics["up"].hessian, Grid(8, 256, False), one.statistics["up"].damp_ratio
+    )
     assert torch.equal(PackedSource(folder).tensor(PREFIX + "up.weight"), solved.dequantize())
     _, artifact = make(base, one, overrides=given)  # the first that matches holds
     assert record(artifact, "down.weight") == ("F16", "kept in 16 bit: left so by .*")
