@@ -30,7 +30,7 @@ def test_descent(out: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = torch.randint(0, 16, (out, n), generator=generator).float()
     step = torch.rand(out, n, generator=generator) + 0.1
     gradient = torch.randn(out, n, generator=generator) @ hessian
-    arguments = (codes, gradient, hessian, step, 15, 1e-30)
+    arguments = (codes, gradient, hessian, step, 15)
     fast = descend_block(*arguments)
     monkeypatch.setenv("HUBQUANT_NATIVE", "0")
     assert same_but_ties(fast, descend_block(*arguments))
@@ -68,7 +68,16 @@ def test_the_codebook() -> None:
     assert torch.equal(found[0], nearest_places(weight))
 
 
+@pytest.mark.parametrize("native_code", ["0", "1"])
+def test_a_dead_column_of_a_block_without_scale_keeps_its_code(native_code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUBQUANT_NATIVE", native_code)
+    found = descend_block(
+        torch.full((3, 2), 4.0), torch.zeros(3, 2), torch.diag(torch.tensor([0.0, 1.0])), torch.full((3, 2), 1e-30), 15
+    )
+    assert torch.equal(found, torch.full((3, 2), 4.0))
+
+
 def test_a_tie_goes_to_the_even_code() -> None:
     gradient, step = torch.tensor([[0.5], [1.5], [-0.5]]), torch.ones(3, 1)
-    found = descend_block(torch.full((3, 1), 4.0), gradient, torch.ones(1, 1), step, 15, 1e-30)
+    found = descend_block(torch.full((3, 1), 4.0), gradient, torch.ones(1, 1), step, 15)
     assert found.flatten().tolist() == [4.0, 6.0, 4.0]

@@ -111,6 +111,18 @@ def test_dead_columns() -> None:
         assert loss(weight, stored, hessian) < loss(weight, plain, hessian)
 
 
+def test_dead_columns_without_weights() -> None:
+    """As in a model that was widened: neither activations nor weights, and so no scale."""
+    weight, hessian = problem(width=768)
+    weight[:, 576:] = 0
+    hessian[576:] = 0
+    hessian[:, 576:] = 0
+    for type_name in GRIDDED:
+        stored = decode(encode_with_feedback(weight, type_name, Factor(hessian)), type_name)
+        plain = decode(encode(weight, type_name, hessian.diagonal()), type_name)
+        assert loss(weight, stored, hessian) < loss(weight, plain, hessian)
+
+
 def test_a_block_of_zeros() -> None:
     weight, hessian = problem()
     weight[:, 256:] = 0

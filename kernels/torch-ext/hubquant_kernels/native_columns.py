@@ -42,7 +42,7 @@ def gptq_block(
     return codes, errors
 
 
-def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int, tiny: float) -> Tensor | None:
+def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int) -> Tensor | None:
     """New codes [out, n] float32 for codes, gradient and step [out, n] under hessian [n, n]."""
     library = _library(codes)
     if library is None:
@@ -52,7 +52,7 @@ def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor
 
     def rows(first: int, last: int) -> None:
         library.hubquant_descend_block(
-            _pointer(found), *map(_pointer, given), c_float(top), c_float(tiny), c_int64(first), c_int64(last),
+            _pointer(found), *map(_pointer, given), c_float(top), c_int64(first), c_int64(last),
             c_int64(codes.shape[1]),
         )  # fmt: skip
 

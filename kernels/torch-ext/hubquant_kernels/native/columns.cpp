@@ -65,8 +65,8 @@ extern "C" void hubquant_gptq_block(
 
 // Rows first..last of codes [out, n], in place, as descend_block says. gradient and step are [out, n], hessian is [n, n].
 extern "C" void hubquant_descend_block(
-    float *codes, const float *gradient, const float *hessian, const float *step, float top, float tiny, int64_t first,
-    int64_t last, int64_t n) {
+    float *codes, const float *gradient, const float *hessian, const float *step, float top, int64_t first, int64_t last,
+    int64_t n) {
     std::vector<float> room(3 * n * ROWS);
     Strip *code = (Strip *)room.data(), *g = code + n, *s = g + n;
     for (int64_t start = first; start < last; start += ROWS) {
@@ -74,10 +74,10 @@ extern "C" void hubquant_descend_block(
         load(codes, start, last, n, code), load(gradient, start, last, n, g), load(step, start, last, n, s);
         for (int64_t i = 0; i < n; i++) {
             const float *h = hessian + i * n;
-            float curvature = std::max(h[i], tiny);
+            float gain = h[i] > 0 ? 1 / h[i] : 0;
             Strip moved;
             for (int j = 0; j < ROWS; j++) {
-                float found = std::nearbyintf(code[i][j] + g[i][j] / (curvature * s[i][j]));
+                float found = std::nearbyintf(code[i][j] + g[i][j] * gain / s[i][j]);
                 found = std::min(std::max(found, 0.0f), top);
                 moved[j] = (found - code[i][j]) * s[i][j];
                 code[i][j] = found;
