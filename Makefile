@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test test-architectures test-ggml test-kernels test-kernels-gpu test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation memory scoreboard
+.PHONY: ablation demo test test-architectures test-ggml test-kernels test-kernels-gpu test-kill test-gguf test-gptqmodel fuzz lint format readme types smollm2 cpu-generation memory scoreboard
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -84,6 +84,9 @@ format: $(VENV)/.installed
 
 readme: $(VENV)/.installed   ## the README's tables, from the code and the kept results
 	$(BIN)/python tests/benchmarks/readme.py
+
+ablation: $(VENV)/.installed   ## what each step of the solvers is worth on the bundled model; ten minutes
+	$(BIN)/python tests/benchmarks/ablation.py
 
 cpu-generation: $(VENV)/.installed   ## tokens per second with packed weights on this CPU, beside bfloat16; 4 GB of disk
 	$(BIN)/python tests/benchmarks/cpu_generation.py .cache/cpu-generation
