@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from peers import artifacts, environments, tables
 from peers.calibration import prepare
-from peers.knownbase import KnownBase
 from peers.results import Results, Row, models
 from peers.tools import TOOLS, Failed, Job, Made, Tool, remove
 
@@ -88,7 +88,7 @@ def attempt(name: str, tool: Tool, job: Job, variant: str) -> tuple[Row, Made | 
 def measured(model: Path, rows: dict[str, Row], made: Mapping[str, Made], options: argparse.Namespace) -> dict[str, Row]:
     """The rows with sizes and evaluations, all from the bytes on disk; one run of the base serves all."""
     opened: OpenBase = open_base(model)
-    base = KnownBase(opened, model, options.work / model.name)
+    base = opened.decoder(dtype=torch.float32)
     decoders = {}
     n_parameters = sum(p.numel() for p in {id(p): p for p in base.model.parameters()}.values())
     for variant, path in ((variant, found.path) for variant, found in made.items()):
