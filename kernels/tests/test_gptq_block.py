@@ -65,6 +65,15 @@ def test_a_diagonal_factor_is_plain_rounding() -> None:
     assert torch.allclose(errors, (weight - (expected - zero) * scale) / factor.diagonal())
 
 
+def test_columns_of_several_groups_have_scales_of_their_own() -> None:
+    weight, factor, scale, zero = problem(out=16, n=32, seed=1)
+    scales, zeros = scale * torch.linspace(0.5, 2, 32), (zero + torch.arange(32)) % (MAX_CODE + 1)
+    codes, errors = gptq_block(weight, torch.diag(factor.diagonal()), scales, zeros, MAX_CODE)
+    expected = torch.clamp(torch.round(weight / scales) + zeros, 0, MAX_CODE)
+    assert torch.equal(codes, expected.to(torch.uint8))
+    assert torch.allclose(errors, (weight - (expected - zeros) * scales) / factor.diagonal())
+
+
 def test_the_weight_is_left_alone_even_if_it_is_one_row() -> None:
     for out in (1, 2):
         inputs = problem(out=out, n=16, seed=2)

@@ -21,7 +21,8 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
     if weight.dim() == 3:
         rounded = [gptq_block(*matrix, max_code) for matrix in zip(weight, factor, scale, zero, strict=True)]
         return torch.stack([codes for codes, _ in rounded]), torch.stack([errors for _, errors in rounded])
-    if (fast := native_columns.gptq_block(weight, factor, scale, zero, max_code + 1)) is not None:
+    of_one_group = scale.shape[1] == 1  # which is all that the compiled loop knows
+    if of_one_group and (fast := native_columns.gptq_block(weight, factor, scale, zero, max_code + 1)) is not None:
         return fast
     rest = weight.T.clone(memory_format=torch.contiguous_format)  # [n, out]: a channel is one row of memory
     codes = torch.empty_like(rest, dtype=torch.uint8)
