@@ -17,6 +17,8 @@ from typing import Any
 
 import architectures
 import loading
+from peers import tables
+from peers.results import Results, models
 from rich.console import Console
 
 from hubquant import cli
@@ -134,6 +136,10 @@ def families() -> str:
     )
 
 
+def scoreboard() -> str:
+    return "\n\n".join(tables.model_tables(Results(name), table) for name in models())
+
+
 def types() -> str:
     kept = json.loads(TYPES.read_text())
 
@@ -249,6 +255,7 @@ PARTS = {
     "loading": loads,
     "commands": commands,
     "quality": quality,
+    "scoreboard": scoreboard,
     "generation": generation,
     "kernels": kernels_table,
     "gpu-pass": gpu_pass,
