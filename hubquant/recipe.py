@@ -186,11 +186,9 @@ def _alike(name: str) -> list[str]:
     groups = (*(f"g{size}" for size in reversed(GROUP_SIZES)), "row")
     packed = [f"gptq-int{b}-{g}{o}" for b in reversed(BITS) for g in groups for o in ("", "-asym", "-actorder")]
     packed += [f"awq-int4-{g}" for g in groups]
-    for known in ((*OFFERED_VARIANTS, "gptq-auto@4.5bpw", *VARIANTS), packed):
-        holding = [k for k in dict.fromkeys(known) if wanted in k] if wanted else []
-        if holding:
-            return holding[:3]
-    return get_close_matches(wanted, dict.fromkeys((*OFFERED_VARIANTS, "gptq-auto@4.5bpw", *VARIANTS, *packed)))[:3]
+    of_lists = [list(dict.fromkeys(known)) for known in ((*OFFERED_VARIANTS, "gptq-auto@4.5bpw", *VARIANTS), packed)]
+    holding = [[k for k in known if wanted in k] for known in of_lists] if wanted else []
+    return next((found[:3] for found in (*holding, *(get_close_matches(wanted, known) for known in of_lists)) if found), [])
 
 
 class Override(Frozen):
