@@ -37,7 +37,7 @@ def test_experts_have_an_importance_of_their_own(mixture_of_experts: Callable[[s
     for expert, hungry in enumerate(starved):
         hf_name = f"model.layers.1.mlp.experts.{expert}.gate_proj.weight"
         own = None if hungry else imatrix.importance(name)[expert]
-        wanted = decode(encode(base.source.tensor(hf_name), "Q4_0", own), "Q4_0")
-        assert torch.equal(stored.tensor(hf_name), wanted), expert
+        alone = decode(encode(base.source.tensor(hf_name), "Q4_0", own), "Q4_0")
+        assert torch.equal(stored.tensor(hf_name), alone) == hungry, "error feedback where there are tokens enough"
         assert bool(re.search(r"encoded without importance: .* reached it, 8 are needed", records[hf_name].note)) == hungry
         assert (records[hf_name].output_error is None) == hungry
