@@ -90,7 +90,6 @@ KNOWN_VARIANTS = (
 )
 
 BITS = (2, 3, 4, 8)
-ROW_BITS = 4  # and more, for whole rows
 GROUP_SIZES = (32, 64, USUAL_GROUP)
 _PACKED = re.compile(r"(gptq|awq)-int(\d+)-(?:g(\d+)|row)((?:-(?:sym|asym|static|actorder|head))*)")
 _AUTO = re.compile(r"(gguf|gptq)-auto@(\d+(?:\.\d+)?)(bpw|MB|GB)")
@@ -126,8 +125,6 @@ def _packed(name: str, form: str, bits: int, group_size: int, options: set[str])
         raise UsageError(
             f"{name}: no groups of {group_size}; there are {', '.join(map(str, GROUP_SIZES))}, or -row for -g{group_size}"
         )
-    if group_size == ROW and bits < ROW_BITS:
-        raise UsageError(f"{name}: one scale for a whole row is too coarse below {ROW_BITS} bits; take groups, as -g128")
     if both := next((pair for pair in ({"sym", "asym"}, {"static", "actorder"}) if pair <= options), None):
         raise UsageError(f"{name}: it is either {' or '.join(sorted(both))}")
     if group_size == ROW and options & {"static", "actorder"}:

@@ -76,8 +76,6 @@ def test_a_recipe_holds_known_variants_once() -> None:
 @pytest.mark.parametrize("group_size", [*GROUP_SIZES, ROW])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_gptq_is_a_variant_by_its_name(bits: int, group_size: int, symmetric: bool) -> None:
-    if group_size == ROW and bits < 4:
-        pytest.skip("declined")
     group = "row" if group_size == ROW else f"g{group_size}"
     made = variant(f"gptq-int{bits}-{group}{'' if symmetric else '-asym'}")
     assert variant(made.name) == made
@@ -102,7 +100,6 @@ def test_the_rest_of_the_grammar() -> None:
         ("awq-int3-g128", "AWQ's layout holds 4 bits with zero points, and no more; take gptq-int3-g128"),
         ("awq-int4-g128-sym", "AWQ's layout holds 4 bits"),
         ("awq-int4-g128-actorder", "AWQ's layout holds 4 bits"),
-        ("gptq-int2-row", "one scale for a whole row is too coarse below 4 bits; take groups, as -g128"),
         ("gptq-int5-g128", "5 bits are not packed; there are 2, 3, 4, 8"),
         ("gptq-int4-g48", "no groups of 48; there are 32, 64, 128, or -row for -g48"),
         ("gptq-int4-g32-sym-asym", "it is either asym or sym"),
@@ -117,7 +114,7 @@ def test_what_no_file_can_hold_is_declined_with_the_reason(name: str, reason: st
 
 def test_no_two_variants_meet_in_one_repo() -> None:
     groups = ("g32", "g64", "g128", "row")
-    packed = [f"gptq-int{b}-{g}{a}{h}" for b in (4, 8) for g in groups for a in ("", "-asym") for h in ("", "-head")]
+    packed = [f"gptq-int{b}-{g}{a}{h}" for b in BITS for g in groups for a in ("", "-asym") for h in ("", "-head")]
     packed += [f"gptq-int4-g128{o}" for o in ("-static", "-actorder", "-asym-actorder")] + [f"awq-int4-{g}" for g in groups]
     suffixes = [variant(name).repo_suffix for name in packed]
     assert len(set(suffixes)) == len(packed)

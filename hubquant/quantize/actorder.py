@@ -15,8 +15,6 @@ from torch import Tensor
 from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, inverse_cholesky, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight
 
-# Scales found before cannot follow what compensation moves: with a fifth of this damping whole rows of 2 bits end far off.
-LEAST_DAMP_RATIO = 0.05
 BLOCK = 128  # channels between two updates of the rest
 
 
@@ -31,15 +29,14 @@ def solve_regrouped(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: flo
 def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
     """Quantize weight [out, in] under hessian [in, in] = Σxᵀx with groups of channels as they come, found before the loop.
 
-    Channels without any activation have no say in the scale of their group, as in `gptq.solve`. Less damping than
-    LEAST_DAMP_RATIO is not taken.
+    Channels without any activation have no say in the scale of their group, as in `gptq.solve`.
     """
     order = importance_order(hessian)
     limit = LARGEST_SCALE * grid.middle
     W, H = weight.float().clamp(-limit, limit), hessian[order][:, order]
     seen = H.diagonal() > 0
     H /= torch.where(seen.any(), H.diagonal().amax(), 1)
-    U = inverse_cholesky(H, max(damp_ratio, LEAST_DAMP_RATIO))
+    U = inverse_cholesky(H, damp_ratio)
     remaining = torch.empty_like(U.diagonal())
     remaining[order] = seen / U.diagonal()  # (w − q)/U_ii is what a channel's rounding adds to the loss
     scales, zeros = _scales(W, remaining, grid)
