@@ -47,7 +47,8 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
 def check(name: str) -> float:
     """Largest difference from the tool's logits, by their standard deviation.
 
-    It computed them in float16: no more than four times what that costs us is allowed.
+    It computed them in float16: no more than four times what that costs us is allowed, as root mean squares, since the largest of
+    some thousand differences is another one on every processor.
 
     Twice for another order of the same roundings, twice because the tool rounds decoded weights to float16, too.
     """
@@ -58,11 +59,11 @@ def check(name: str) -> float:
     unpack(model)
     for parameter in model.parameters():
         parameter.data = parameter.data.half()
-    allowed = 4 * float((logits(model, tokens) - found).abs().max())
+    allowed = 4 * float((logits(model, tokens) - found).square().mean().sqrt())
     assert allowed < float(found.std()) / 10
-    difference = float((found - expected["logits"]).abs().max())
-    assert difference <= allowed
-    return difference / float(expected["logits"].std())
+    difference = found - expected["logits"]
+    assert float(difference.square().mean().sqrt()) <= allowed
+    return float(difference.abs().max()) / float(expected["logits"].std())
 
 
 @pytest.mark.parametrize("name", FOLDERS)
