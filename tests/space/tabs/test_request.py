@@ -21,7 +21,7 @@ ADA = gr.OAuthProfile({"name": "Ada", "preferred_username": "ada", "profile": ""
 def test_every_variant_has_a_label_of_its_own() -> None:
     labels = [request.label(variant(name)) for name in {*VARIANTS, *OFFERED_VARIANTS}]
     assert len(set(labels)) == len(labels)
-    assert "GGUF · 4.5 bit · types by sensitivity" in labels
+    assert "GGUF · 4.5bpw · by sensitivity" in labels
     assert "AWQ · 4 bit · groups of 128" in labels
     assert "GGUF · 6 bit · Q6_K" in labels
 
@@ -30,7 +30,7 @@ def test_others_are_written_beside_the_ticked_ones(hub: Hub, settings: Settings,
     names = request.chosen(["gguf-q8_0"], "gguf-iq3_m,gguf-auto@3.50bpw  gguf-q8_0")
     assert names == ["gguf-q8_0", "gguf-iq3_m", "gguf-auto@3.50bpw"]
     html, _ = request.check(settings, hub, add_model("one"), names, None)
-    assert "GGUF · 3 bit · IQ3_M" in html and "GGUF · 3.5 bit · types by sensitivity" in html
+    assert "GGUF · 3 bit · IQ3_M" in html and "GGUF · 3.5bpw · by sensitivity" in html
     html, wish = request.check(settings, hub, "demo-org/one", request.chosen([], "iq3_m"), None)
     assert "did you mean gguf-iq3_m?" in html and wish is None
 
