@@ -329,7 +329,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "gpu/awq_search.py",
         "channels = tl.program_id(1) * group_size + columns",
-        "channels = tl.program_id(1) * WIDTH + columns",
+        "channels = tl.program_id(1) * (group_size // 2) + columns",
         "test_awq_search.py::test_the_rounding_error_is_the_definitions_to_the_bit[40-96-48-2-True]",
     ),
     Mutation(
