@@ -12,9 +12,6 @@ from torch import Tensor
 from . import ggml_layout as layout
 from .ggml_types import GGML_TYPES
 
-# scale, minimum, codes, and how other codes are packed
-Fields = tuple[Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]]
-
 
 @dataclass(frozen=True)
 class BlockGrid:
@@ -35,91 +32,79 @@ class BlockGrid:
 
 def block_grid(data: Tensor, type_name: str) -> BlockGrid:
     """The grid of blocks uint8 [n, type_size] of a type of GRIDDED."""
-    zero, top, read = _GRIDS[type_name]
-    scale, minimum, codes, recode = read(data)
+    zero, top = _LEVELS[type_name]
+    scale, minimum, codes, recode = _sub_blocked(data, type_name) if type_name in _SUB_BLOCKED else _plain(data, type_name)
     return BlockGrid(scale, minimum, zero, top, GGML_TYPES[type_name].block_size // scale.shape[1], codes, recode)
 
 
-def _half(data: Tensor, start: int) -> Tensor:
-    return layout.half(data[:, start : start + 2]).float()
+Fields = tuple[Tensor, Tensor | None, Tensor, Callable[[Tensor], Tensor]]  # scale, minimum, codes, recode
 
 
-def _q4_k(data: Tensor) -> Fields:
-    d, dmin, sc, m, own = layout.unpack_q4_k(data)
-    return d.float() * sc.float(), dmin.float() * m.float(), own, lambda codes: layout.pack_q4_k(d, dmin, sc, m, codes)
+def _sub_blocked(data: Tensor, type_name: str) -> Fields:
+    """Scales and minima of sub-blocks, themselves codes under d and dmin."""
+    unpack, pack = _SUB_BLOCKED[type_name]
+    *scales, codes = unpack(data)
+    d, sc = scales[0], scales[len(scales) // 2]
+    minimum = scales[1].float() * scales[3].float() if len(scales) == 4 else None
+    return d.float() * sc.float(), minimum, codes, lambda others: pack(*scales, others)
 
 
-def _q5_k(data: Tensor) -> Fields:
-    d, dmin, sc, m, own = layout.unpack_q5_k(data)
-    return d.float() * sc.float(), dmin.float() * m.float(), own, lambda codes: layout.pack_q5_k(d, dmin, sc, m, codes)
+def _plain(data: Tensor, type_name: str) -> Fields:
+    """One float16 scale for the block; where a second one follows it is added to the values."""
+    start, unpack, pack = _PLAIN[type_name]
+    d, m = (layout.half(data[:, place : place + 2]).float() for place in (0, start - 2))
+    minimum = -m if start == 4 else None
+    return d, minimum, unpack(data[:, start:]), lambda others: torch.cat((data[:, :start], pack(others)), dim=1)
 
 
-def _q2_k(data: Tensor) -> Fields:
-    d, dmin, sc, m, own = layout.unpack_q2_k(data)
-    return d.float() * sc.float(), dmin.float() * m.float(), own, lambda codes: layout.pack_q2_k(d, dmin, sc, m, codes)
+def _pack_four(codes: Tensor) -> Tensor:
+    return layout.pack_nibbles(codes, 16)
 
 
-def _q6_k(data: Tensor) -> Fields:
-    d, sc, own = layout.unpack_q6_k(data)
-    return d.float() * sc.float(), None, own, lambda codes: layout.pack_q6_k(d, sc, codes)
+def _unpack_four(data: Tensor) -> Tensor:
+    return layout.unpack_nibbles(data, 16)
 
 
-def _q3_k(data: Tensor) -> Fields:
-    d, sc, own = layout.unpack_q3_k(data)
-    return d.float() * sc.float(), None, own, lambda codes: layout.pack_q3_k(d, sc, codes)
+def _pack_five(codes: Tensor) -> Tensor:
+    return torch.cat((layout.pack_bit32(codes >> 4), _pack_four(codes & 15)), dim=1)
 
 
-def _iq4_xs(data: Tensor) -> Fields:
-    d, sc, own = layout.unpack_iq4_xs(data)
-    return d.float() * sc.float(), None, own, lambda codes: layout.pack_iq4_xs(d, sc, codes)
+def _unpack_five(data: Tensor) -> Tensor:
+    return _unpack_four(data[:, 4:]) | (layout.unpack_bit32(data[:, :4]) << 4)
 
 
-def _nibbles(data: Tensor) -> Fields:
-    """Q4_0 and IQ4_NL."""
-    own = layout.unpack_nibbles(data[:, 2:], 16)
-    return _half(data, 0), None, own, lambda codes: torch.cat((data[:, :2], layout.pack_nibbles(codes, 16)), dim=1)
-
-
-def _q5_0(data: Tensor) -> Fields:
-    return _half(data, 0), None, _from_five_bits(data[:, 2:]), lambda codes: torch.cat((data[:, :2], _five_bits(codes)), dim=1)
-
-
-def _q4_1(data: Tensor) -> Fields:
-    own = layout.unpack_nibbles(data[:, 4:], 16)
-    return _half(data, 0), -_half(data, 2), own, lambda codes: torch.cat((data[:, :4], layout.pack_nibbles(codes, 16)), dim=1)
-
-
-def _q5_1(data: Tensor) -> Fields:
-    own = _from_five_bits(data[:, 4:])
-    return _half(data, 0), -_half(data, 2), own, lambda codes: torch.cat((data[:, :4], _five_bits(codes)), dim=1)
-
-
-def _q8_0(data: Tensor) -> Fields:
-    return _half(data, 0), None, data[:, 2:] + 127, lambda codes: torch.cat((data[:, :2], codes - 127), dim=1)
-
-
-def _five_bits(codes: Tensor) -> Tensor:
-    return torch.cat((layout.pack_bit32(codes >> 4), layout.pack_nibbles(codes & 15, 16)), dim=1)
-
-
-def _from_five_bits(data: Tensor) -> Tensor:
-    return layout.unpack_nibbles(data[:, 4:], 16) | (layout.unpack_bit32(data[:, :4]) << 4)
-
-
-# the code of zero, the largest code, and how the fields are read
-_GRIDS: dict[str, tuple[int, int | None, Callable[[Tensor], Fields]]] = {
-    "Q8_0": (127, 254, _q8_0),  # −128 is left out, as by the encoder
-    "Q4_0": (8, 15, _nibbles),
-    "Q4_1": (0, 15, _q4_1),
-    "Q5_0": (16, 31, _q5_0),
-    "Q5_1": (0, 31, _q5_1),
-    "IQ4_NL": (0, None, _nibbles),
-    "Q2_K": (0, 3, _q2_k),
-    "Q3_K": (4, 7, _q3_k),
-    "Q4_K": (0, 15, _q4_k),
-    "Q5_K": (0, 31, _q5_k),
-    "Q6_K": (32, 63, _q6_k),
-    "IQ4_XS": (0, None, _iq4_xs),
+# the code of zero, and the largest code
+_LEVELS: dict[str, tuple[int, int | None]] = {
+    "Q8_0": (127, 254),  # −128 is left out, as by the encoder
+    "Q4_0": (8, 15),
+    "Q4_1": (0, 15),
+    "Q5_0": (16, 31),
+    "Q5_1": (0, 31),
+    "IQ4_NL": (0, None),
+    "Q2_K": (0, 3),
+    "Q3_K": (4, 7),
+    "Q4_K": (0, 15),
+    "Q5_K": (0, 31),
+    "Q6_K": (32, 63),
+    "IQ4_XS": (0, None),
+}
+# how the fields are read and written: d, dmin, sc, m, codes or d, sc, codes
+_SUB_BLOCKED: dict[str, tuple[Callable[..., tuple[Tensor, ...]], Callable[..., Tensor]]] = {
+    "Q2_K": (layout.unpack_q2_k, layout.pack_q2_k),
+    "Q3_K": (layout.unpack_q3_k, layout.pack_q3_k),
+    "Q4_K": (layout.unpack_q4_k, layout.pack_q4_k),
+    "Q5_K": (layout.unpack_q5_k, layout.pack_q5_k),
+    "Q6_K": (layout.unpack_q6_k, layout.pack_q6_k),
+    "IQ4_XS": (layout.unpack_iq4_xs, layout.pack_iq4_xs),
+}
+# how many bytes the scales take, and how the codes after them are read and written
+_PLAIN: dict[str, tuple[int, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "Q8_0": (2, lambda data: data + 127, lambda codes: codes - 127),
+    "Q4_0": (2, _unpack_four, _pack_four),
+    "Q4_1": (4, _unpack_four, _pack_four),
+    "Q5_0": (2, _unpack_five, _pack_five),
+    "Q5_1": (4, _unpack_five, _pack_five),
+    "IQ4_NL": (2, _unpack_four, _pack_four),
 }
 
-GRIDDED = tuple(_GRIDS)
+GRIDDED = tuple(_LEVELS)
