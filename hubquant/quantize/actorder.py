@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, inverse_cholesky, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight
+from hubquant.quantize.order import channel_order
 
 BLOCK = 128  # channels between two updates of the rest
 
 
 def solve_regrouped(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
     """Quantize weight [out, in] under hessian [in, in] = Σxᵀx with groups of channels of like importance."""
-    order = importance_order(hessian)
+    order = channel_order(hessian.diagonal())
     solved = solve(weight[:, order], hessian[order][:, order], grid, damp_ratio)
     place = order.argsort()
     return QuantizedWeight(solved.codes[:, place], solved.scales, solved.zeros, grid, solved.group_index[place])
@@ -31,7 +32,7 @@ def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float 
 
     Channels without any activation have no say in the scale of their group, as in `gptq.solve`.
     """
-    order = importance_order(hessian)
+    order = channel_order(hessian.diagonal())
     limit = LARGEST_SCALE * grid.middle
     W, H = weight.float().clamp(-limit, limit), hessian[order][:, order]
     seen = H.diagonal() > 0
@@ -49,11 +50,6 @@ def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float 
         codes[:, order[start:end]], Err = gptq_block(block, U_block, scale, zero, grid.max_code)
         W[:, end:] -= Err @ U[start:end, end:]
     return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
-
-
-def importance_order(hessian: Tensor) -> Tensor:
-    """Channels [in] by falling importance."""
-    return hessian.diagonal().argsort(descending=True, stable=True)
 
 
 def _scales(W: Tensor, remaining: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

@@ -40,6 +40,17 @@ class Codes:
         return self.step[:, group], self.offset[:, group]
 
 
+def damping(hessian: Tensor, damp_ratio: float) -> Tensor:
+    """What is added to the diagonal of a hessian that is not all zero, [in]: `damp_ratio` of the mean of its live part, on that."""
+    live = hessian.diagonal() > 0
+    return damp_ratio * hessian.diagonal()[live].mean() * live
+
+
+def without_zeros(step: Tensor) -> Tensor:
+    """Steps that can be divided by: where it is zero every code stands for the same weight, and any will do."""
+    return torch.where(step == 0, TINY, step)
+
+
 def descend(weight: Tensor, found: Codes, hessian: Tensor, damp: Tensor, sweeps: int, zeros: Tensor | None = None) -> None:
     """Improve the codes of weight [out, in] in place under hessian [in, in] + diag(damp [in]).
 
@@ -83,8 +94,7 @@ def _refit(found: Codes, group: int, zero: Tensor, gradient: Tensor, hessian: Te
 
 def _choose_again(found: Codes, start: int, end: int, gradient: Tensor, hessian: Tensor, damp: Tensor) -> Tensor:
     """New codes for these columns, one after the other; returns by how much their values moved, [out, end − start]."""
-    step = found.columns(start, end)[0]
-    step = torch.where(step == 0, TINY, step)
+    step = without_zeros(found.columns(start, end)[0])
     H = hessian[start:end, start:end] + torch.diag(damp[start:end])
     before = found.codes[:, start:end].clone()
     found.codes[:, start:end] = descend_block(before, gradient[:, start:end], H, step, found.top)

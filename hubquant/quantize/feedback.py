@@ -7,24 +7,19 @@ code is asked again, given all others (descent.py). Of types without a grid of t
 encoder's codes stay, and the error moves on from block to block.
 """
 
-from collections.abc import Sequence
-
 import torch
-from hubquant_kernels import native_columns
-from hubquant_kernels.ggml_codebook import VALUES, codebook, nearest_places
 from hubquant_kernels.ggml_grid import GRIDDED, BlockGrid, block_grid
-from hubquant_kernels.gptq_block import gptq_block
+from hubquant_kernels.gptq_block import gptq_block, gptq_codebook_block
 from torch import Tensor
 
-from hubquant.quantize.descent import Codes, descend
+from hubquant.quantize.descent import Codes, damping, descend, without_zeros
 from hubquant.quantize.ggml import decode, encode, ggml_type
 from hubquant.quantize.gptq import DAMP_RATIO, SWEEPS, inverse_cholesky
+from hubquant.quantize.order import channel_order
 
 # columns between two updates of all that is left, and the sizes of sub-blocks, each a part of the one before
 BLOCKS = (256, 128, 64, 32)
 SUB_BLOCKS = (32, 16)
-# of the inverse of a scale that is zero, whatever the code
-TINY = 1e-30
 EXACT = ("F32", "F16", "BF16")
 
 
@@ -32,14 +27,14 @@ class Factor:
     """What error feedback needs of a hessian [in, in] = Σxᵀx, once for all matrices that read the input, whatever their types.
 
     order: the columns by importance, blocks first, then sub-blocks inside blocks, then columns. U: upper, UᵀU = H⁻¹ in that order.
-    importance: the hessian's diagonal, in the order of the columns, as part of the largest. Needs a width that BLOCKS divide.
+    importance: the hessian's diagonal, in the order of the row, as part of the largest. damp [in]: what is added to the diagonal.
+    Needs a width that has_blocks.
     """
 
     def __init__(self, hessian: Tensor, damp_ratio: float = DAMP_RATIO) -> None:
         self.block = next(b for b in BLOCKS if hessian.shape[0] % b == 0)
-        self.order = nested_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
-        seen = hessian.diagonal() > 0
-        self.hessian, self.damp = hessian, damp_ratio * hessian.diagonal()[seen].mean() * seen
+        self.order = channel_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
+        self.hessian, self.damp = hessian, damping(hessian, damp_ratio)
         self.importance = hessian.diagonal() / hessian.diagonal().amax()
         self.U = inverse_cholesky(hessian[self.order][:, self.order] / hessian.diagonal().amax(), damp_ratio)
 
@@ -96,40 +91,16 @@ def _choose_codes(left: Tensor, U: Tensor, grid: BlockGrid, inside: Tensor) -> t
     W, n = left.clone(), left.shape[1]
     scale = grid.scale.view(W.shape[0], -1)
     minimum = torch.zeros_like(scale) if grid.minimum is None else grid.minimum.view_as(scale)
-    step = torch.where(scale == 0, TINY, scale)
+    step = without_zeros(scale)
     codes, Err = torch.empty_like(W, dtype=torch.uint8), torch.empty_like(W)
     for a in range(0, n, grid.size):
         b, g = a + grid.size, int(inside[a]) // grid.size
         own = (W[:, a:b] + minimum[:, g, None], U[a:b, a:b].contiguous(), step[:, g, None])
         if grid.top is None:
-            found, Err[:, a:b] = _codebook_block(*own)
+            found, Err[:, a:b] = gptq_codebook_block(*own)
         else:
             zero = torch.full_like(own[2], grid.zero)
             found, Err[:, a:b] = gptq_block(*own, zero, grid.top)
         codes[:, inside[a:b]] = found
         W[:, b:] -= Err[:, a:b] @ U[a:b, b:]
     return codes, Err
-
-
-def _codebook_block(weight: Tensor, U: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """`gptq_block` where the code names a value of IQ4's codebook."""
-    if (fast := native_columns.gptq_block(weight, U, scale, None, len(VALUES), VALUES)) is not None:
-        return fast
-    rest, values, step = weight.T.contiguous(), codebook(weight.device), scale[:, 0]
-    codes, Err = torch.empty_like(rest, dtype=torch.uint8), torch.empty_like(rest)
-    for i, w in enumerate(rest):
-        codes[i] = nearest_places(w / step)
-        Err[i] = (w - values[codes[i].long()] * step) / U[i, i]
-        rest[i + 1 :].addr_(U[i, i + 1 :], Err[i], alpha=-1)
-    return codes.T, Err.T
-
-
-def nested_order(importance: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Columns [in] by their largest importance: those of sizes[0] first, inside of them those of sizes[1], and so on."""
-    order = importance.argsort(descending=True, stable=True)
-    for size in reversed(sizes):
-        peaks = importance.view(-1, size).amax(dim=1)
-        groups = order // size
-        rank = peaks.argsort(descending=True, stable=True).argsort()
-        order = order[rank[groups].argsort(stable=True)]
-    return order

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from hubquant.quantize.actorder import importance_order, solve_regrouped, solve_static
+from hubquant.quantize.actorder import solve_regrouped, solve_static
 from hubquant.quantize.gptq import solve
 from hubquant.quantize.grid import Grid, round_to_nearest
+from hubquant.quantize.order import channel_order
 
 from .test_gptq import NEAR_TIE, WEIGHTS, broken_hessians, check_sound, error, problem, textbook
 
@@ -17,7 +18,7 @@ def test_every_code_is_the_one_of_the_textbook_in_order_of_importance(grid: Grid
     weight, hessian = problem(0, width=256)
     quantized = solve_static(weight, hessian, grid)
     check_sound(quantized)
-    excess = textbook(weight, hessian, quantized, importance_order(hessian))
+    excess = textbook(weight, hessian, quantized, channel_order(hessian.diagonal()))
     assert float(excess.max()) <= NEAR_TIE * grid.max_code / 15
 
 

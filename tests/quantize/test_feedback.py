@@ -6,7 +6,7 @@ from hubquant_kernels.ggml_grid import GRIDDED, block_grid
 from torch import Tensor
 
 from hubquant.errors import BadModel
-from hubquant.quantize.feedback import EXACT, SUB_BLOCKS, Factor, encode_with_feedback, has_blocks, nested_order
+from hubquant.quantize.feedback import EXACT, Factor, encode_with_feedback, has_blocks
 from hubquant.quantize.ggml import GGML_TYPES, decode, encode
 from hubquant.quantize.gptq import DAMP_RATIO
 
@@ -136,16 +136,3 @@ def test_bad_weights_are_told_as_by_the_encoder() -> None:
     weight[2, 7] = float("nan")
     with pytest.raises(BadModel, match="NaN"):
         encode_with_feedback(weight, "Q4_K", Factor(hessian))
-
-
-def test_the_order_keeps_blocks_and_sub_blocks_together() -> None:
-    importance = torch.rand(1024, generator=torch.Generator().manual_seed(3))
-    order = nested_order(importance, (256, *SUB_BLOCKS))
-    assert sorted(order.tolist()) == list(range(1024))
-    for size in (256, *SUB_BLOCKS):
-        groups = (order // size).view(-1, size)
-        assert bool((groups == groups[:, :1]).all())
-    assert int(order[0]) == int(importance.argmax())
-    peaks = importance[order].view(-1, 16).amax(1)
-    inside = peaks.view(-1, 2)  # the two halves of each sub-block of 32
-    assert bool((inside[:, 0] >= inside[:, 1]).all())

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubquant.quantize.gptq import DAMP_RATIO, group_order, inverse_cholesky, solve
+from hubquant.quantize.gptq import DAMP_RATIO, inverse_cholesky, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight, round_to_nearest
+from hubquant.quantize.order import channel_order
 
 NEAR_TIE = 2e-3  # in steps: below this float32 may round to the other side of a half
 
@@ -67,7 +68,7 @@ def test_every_code_is_the_one_of_the_textbook(grid: Grid) -> None:
         weight, hessian = problem(seed)
         quantized = solve(weight, hessian, grid, sweeps=0)
         check_sound(quantized)
-        excess = textbook(weight, hessian, quantized, group_order(hessian.diagonal(), grid.group_size))
+        excess = textbook(weight, hessian, quantized, channel_order(hessian.diagonal(), (grid.group_size,)))
         near_tie = NEAR_TIE * grid.max_code / 15  # a step is smaller on a finer grid
         assert float(excess.max()) <= near_tie
 
@@ -76,7 +77,7 @@ def test_the_textbook_tells_plain_rounding_from_gptq() -> None:
     weight, hessian = problem(0)
     grid = Grid(4, 128, True)
     rounded = round_to_nearest(weight, grid)
-    assert float(textbook(weight, hessian, rounded, group_order(hessian.diagonal(), 128)).max()) > 0.1
+    assert float(textbook(weight, hessian, rounded, channel_order(hessian.diagonal(), (128,))).max()) > 0.1
 
 
 def test_never_worse_than_rounding_to_nearest() -> None:
@@ -225,12 +226,6 @@ def test_a_huge_row_does_not_touch_the_others() -> None:
     others = [i for i in range(16) if i != 3]
     assert torch.equal(found.codes[others], expected.codes[others])
     assert torch.equal(found.scales[others], expected.scales[others])
-
-
-def test_order_goes_by_importance_without_leaving_the_groups() -> None:
-    importance = torch.tensor([1.0, 5.0, 2.0, 2.0, 9.0, 0.0, 0.0, 0.0, 3.0, 4.0, 8.0, 4.0])
-    assert group_order(importance, 4).tolist() == [4, 5, 6, 7, 10, 9, 11, 8, 1, 2, 3, 0]
-    assert group_order(torch.ones(8), 4).tolist() == list(range(8))
 
 
 def test_the_factor_is_that_of_the_damped_inverse() -> None:

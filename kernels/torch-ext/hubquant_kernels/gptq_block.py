@@ -1,4 +1,4 @@
-"""GPTQ's column loop over one group of channels, with the group's scale given or searched."""
+"""GPTQ's column loop over one group of channels, with the group's scale given or searched, on a grid or on IQ4's codebook."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,7 @@ from torch import Tensor
 from . import native_columns
 from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
+from .ggml_codebook import VALUES, codebook, nearest_places
 from .grid import fit_group, on_chip
 
 
@@ -41,6 +42,19 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
 @gptq_block.register_fake
 def _(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
     return weight.new_empty(weight.shape, dtype=torch.uint8), weight.new_empty(weight.shape)
+
+
+def gptq_codebook_block(weight: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """`gptq_block` of weight [out, n] where a code is a place in IQ4's codebook, whose values the scale [out, 1] multiplies."""
+    if (fast := native_columns.gptq_block(weight, factor, scale, None, len(VALUES), VALUES)) is not None:
+        return fast
+    rest, values, step = weight.T.clone(memory_format=torch.contiguous_format), codebook(weight.device), scale[:, 0]
+    codes, errors = torch.empty_like(rest, dtype=torch.uint8), torch.empty_like(rest)
+    for i, w in enumerate(rest):
+        codes[i] = nearest_places(w / step)
+        errors[i] = (w - values[codes[i].long()] * step) / factor[i, i]
+        rest[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+    return codes.T.contiguous(), errors.T.contiguous()
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gptq_group"), mutates_args=())

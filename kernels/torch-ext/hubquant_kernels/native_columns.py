@@ -26,7 +26,7 @@ def gptq_block(
     library = _library(weight)
     if library is None:
         return None
-    given = [t.float().contiguous() for t in (weight, factor, scale) if t is not None]
+    given = [t.float().contiguous() for t in (weight, factor, scale)]
     origin = None if zero is None else zero.float().contiguous()
     values = (c_float * len(book))(*book) if book else None
     codes = torch.empty(weight.shape, dtype=torch.uint8)
