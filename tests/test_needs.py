@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,8 +63,8 @@ def test_what_reads_the_same_is_found_without_weights(bundled: Path) -> None:
     assert readings == [(256, (256, 128, 128)), (256, (256,)), (256, (768, 768)), (768, (256,))]
 
 
-def test_experts_are_found_without_weights(mixture_of_experts: object) -> None:
-    shape = needs.shape_of(open_base(mixture_of_experts("qwen3_moe")).config)  # type: ignore[operator]
+def test_experts_are_found_without_weights(mixture_of_experts: Callable[[str], Path]) -> None:
+    shape = needs.shape_of(open_base(mixture_of_experts("qwen3_moe")).config)
     experts = [(reading.width, reading.rows) for reading in shape.layers[0].readings if reading.expert]
     assert experts == [(64, (32, 32)), (32, (64,))] * 8
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peers.results import Results, Row, Step, models
@@ -12,7 +13,7 @@ PROTOCOL = Protocol(
 )  # fmt: skip
 
 
-def row(tool: str, variant: str, mean_kl: float | None, bits: float = 4.16, **more: object) -> Row:
+def row(tool: str, variant: str, mean_kl: float | None, bits: float = 4.16, **more: Any) -> Row:
     measured = mean_kl is not None
     evaluation = Evaluation(
         variant=variant, protocol=PROTOCOL, perplexity=11.0, base_perplexity=10.0, mean_kl=mean_kl or 0.0, p99_kl=0.1,
@@ -20,7 +21,7 @@ def row(tool: str, variant: str, mean_kl: float | None, bits: float = 4.16, **mo
     )  # fmt: skip
     calibration = {"text": "calib.txt", "windows": 64, "window": 512}
     made = Row("tiny", tool, "1.0", variant, "2026-11-27T20:00:00+00:00", "make it", 1, calibration, matrix_bits=bits)
-    return replace(made, evaluation=evaluation if measured else None, **more)  # type: ignore[arg-type]
+    return replace(made, evaluation=evaluation if measured else None, **more)
 
 
 def test_the_best_peer_is_the_one_with_the_least_divergence() -> None:
