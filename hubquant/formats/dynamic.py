@@ -41,8 +41,7 @@ def rules(default: Grid, settings: Mapping[str, Grid | None]) -> dict[str, dict[
     every = {template: len(numbers) for template, numbers in _templates([*settings, *joined]).items()}
     by_setting: dict[Grid | None, list[str]] = {}
     for name, grid in {**settings, **whole}.items():
-        expert = _EXPERT.match(name)
-        if grid != default and not (expert and expert[1] in whole):  # the rule of the list is one for its experts too
+        if grid != default and list_of_experts(name) not in whole:  # the rule of the list is one for its experts too
             by_setting.setdefault(grid, []).append(name)
     found: dict[str, dict[str, Any]] = {}
     for grid, names in sorted(by_setting.items(), key=lambda item: (item[0] is not None, str(item[0]))):
@@ -50,6 +49,12 @@ def rules(default: Grid, settings: Mapping[str, Grid | None]) -> dict[str, dict[
             pattern = _pattern(template, numbers, len(numbers) == every[template])
             found[SKIP + pattern if grid is None else APPLY + pattern] = {} if grid is None else override(grid)
     return found
+
+
+def list_of_experts(name: str) -> str:
+    """The name of the list of experts that a linear is in, "" if it is in none."""
+    found = _EXPERT.match(name)
+    return found[1] if found else ""
 
 
 def override(grid: Grid) -> dict[str, Any]:
@@ -60,8 +65,8 @@ def _joined(settings: Mapping[str, Grid | None]) -> dict[str, list[Grid | None]]
     """The settings of the parts of what vLLM joins: some linears, and lists of experts."""
     parts: dict[str, list[Grid | None]] = {}
     for name, grid in settings.items():
-        if expert := _EXPERT.match(name):
-            parts.setdefault(expert[1], []).append(grid)
+        if experts := list_of_experts(name):
+            parts.setdefault(experts, []).append(grid)
             continue
         owner, _, linear = name.rpartition(".")
         for members, joined in JOINED.items():

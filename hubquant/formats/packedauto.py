@@ -5,7 +5,6 @@ widths as the pass goes by, in files beside the target; when all errors are know
 together. The channel scales that are folded are searched once, for one width, and hold for all.
 """
 
-import re
 import shutil
 from collections.abc import Mapping
 from math import prod
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from hubquant.artifact import Artifact, TensorRecord
 from hubquant.errors import BadModel
+from hubquant.formats.dynamic import list_of_experts
 from hubquant.formats.grids import Grids
 from hubquant.formats.packed import PackedWriter
 from hubquant.formats.sensitivity import Sensitivity
@@ -29,7 +29,6 @@ from hubquant.quantize.grid import Grid
 from hubquant.recipe import BITS, Variant
 
 HEADER_BYTES = 160  # of a safetensors header, for one tensor beside its name
-_LIST = re.compile(r"(.*\.experts)\.\d+\.")
 
 
 class PackedAutoWriter(PackedWriter):
@@ -79,8 +78,7 @@ class PackedAutoWriter(PackedWriter):
                     self._records_of[bits][layer.prefix + name] = record
                     self._bytes[bits][layer.prefix + name] = sum(t.nbytes for t in tensors.values())
         for name in names:
-            in_list = _LIST.match(self.stored(layer.prefix + name))
-            unit = in_list[1] if in_list else layer.prefix + read.name
+            unit = list_of_experts(self.stored(layer.prefix + name)) or layer.prefix + read.name
             self._units.setdefault(unit, []).append(layer.prefix + name)
         return names
 
