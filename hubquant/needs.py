@@ -4,7 +4,6 @@ Every term is a tensor that lives at that moment; where several steps follow eac
 and its libraries take is measured.
 """
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from hubquant import estimate
+from hubquant import estimate, memory
 from hubquant.base import device_named
 from hubquant.errors import DiskFull, MemoryShort
 from hubquant.formats.shards import MAX_SHARD_BYTES
@@ -250,7 +249,7 @@ def needs(shape: ModelShape, recipe: Recipe, device: torch.device | None = None)
     of_widths = sum(estimate.bits_per_weight(variant(f"gptq-int{bits}-g128")) for bits in BITS) * chosen.count("gptq")
     trials = round((shape.parameters * sum(by_kind) + (shape.parameters - shape.vocabulary) * of_widths) / 8)
     return Needs(
-        memory_bytes=shape.memory(recipe, resident_memory(), device or device_named()),
+        memory_bytes=shape.memory(recipe, memory.resident(), device or device_named()),
         disk_bytes=output + trials + max(2 * hidden, hidden + max(packed, default=0)),
         output_bytes=output,
         seconds=shape.seconds(recipe, speed),
@@ -260,11 +259,11 @@ def needs(shape: ModelShape, recipe: Recipe, device: torch.device | None = None)
 def check(wanted: Needs, out: Path) -> None:
     """Raises MemoryShort or DiskFull if the machine has less than is needed; what lies in the output folder will be replaced."""
     replaced = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-    memory, disk = available_memory(), shutil.disk_usage(out).free + replaced
-    left = wanted.memory_bytes - resident_memory()
-    if memory is not None and left > memory:
+    free, disk = memory.available(), shutil.disk_usage(out).free + replaced
+    left = wanted.memory_bytes - memory.resident()
+    if free is not None and left > free:
         raise MemoryShort(
-            f"this pass needs about {wanted.memory_bytes / 1e9:.1f} GB of memory, and {memory / 1e9:.1f} GB are free; "
+            f"this pass needs about {wanted.memory_bytes / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free; "
             "ask for fewer variants, free some, or go on anyway with --anyway"
         )
     if wanted.disk_bytes > disk:
@@ -272,27 +271,3 @@ def check(wanted: Needs, out: Path) -> None:
             f"this pass needs about {wanted.disk_bytes / 1e9:.1f} GB in {out}, and {disk / 1e9:.1f} GB are free; "
             "ask for fewer variants, name another folder, or go on anyway with --anyway"
         )
-
-
-def resident_memory() -> int:
-    """Of this process, now; 0 where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def available_memory() -> int | None:
-    """What programs can still take, on this machine and in this container; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    try:
-        limit, used, stat = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current", "stat"))
-    except OSError:
-        return free
-    cached = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith(("active_file ", "inactive_file ")))
-    return free if limit == "max" else min(free, int(limit) - int(used) + cached)

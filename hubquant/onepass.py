@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hubquant import heap
+from hubquant import memory
 from hubquant.artifact import Artifact
 from hubquant.bookmark import Bookmark
 from hubquant.calibrate.statistics import InputStatistics
@@ -74,7 +74,7 @@ def one_pass(
                 at.dropped_rows += sum(s.dropped_rows for s in statistics.values())
                 del layer, part_tensors, statistics
             del tensors
-        heap.trim()
+        memory.trim()
         at.next_layer, hidden = index + 1, after
         bookmark.save(left, hidden)
         progress(index + 1, n_layers)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import resource
 import time
 from functools import partial
 from importlib.metadata import version
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hubquant import __version__, needs
+from hubquant import __version__, memory, needs
 from hubquant.artifact import Artifact, Base, Report, file_sha256
 from hubquant.base import CPU, OpenBase, describe_device, device_named, is_gguf, open_base
 from hubquant.calibrate.source import read_text
@@ -100,7 +99,7 @@ def quantize(
             calibration_tokens=0 if tokens is None else tokens.numel(),
             dropped_rows=at.dropped_rows,
             seconds=time.monotonic() - started,
-            peak_memory_bytes=_peak_memory(),
+            peak_memory_bytes=memory.peak(),
             device=describe_device(where),
             peak_device_memory_bytes=torch.cuda.max_memory_allocated(where) if where.type == "cuda" else 0,
             notes=(*unopened, *notes, *at.given_up.values(), *_dropped(at.dropped_rows)),
@@ -237,9 +236,3 @@ def _dropped(rows: int) -> tuple[str, ...]:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in VERSIONED}}
-
-
-def _peak_memory() -> int:
-    """Largest resident set of this process so far, in bytes (ru_maxrss counts kB on Linux, bytes on macOS)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024

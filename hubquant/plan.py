@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
-from hubquant import estimate, needs
+from hubquant import estimate, memory, needs
 from hubquant.artifact import Base
 from hubquant.base import is_gguf, open_base
 from hubquant.calibrate.source import read_text
@@ -68,7 +68,7 @@ def plan(model: str, recipe: Recipe, out: Path, settings: Settings | None = None
         parameters=shape.parameters,
         variants=tuple(planned),
         needs=needs.needs(shape, made),
-        memory_available=needs.available_memory(),
+        memory_available=memory.available(),
         disk_free=shutil.disk_usage(_existing(out)).free,
         policy=_policy(settings, hub, model, recipe) if settings and on_hub else "",
     )

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 VARIANTS = ["gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m"]
 SHARD_LAYERS = 4
+MEASURE = Path(__file__).parent / "peers/measure.py"
 
 
 def write_model(folder: Path, layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int) -> Path:
@@ -69,7 +69,7 @@ def folder_bytes(folder: Path) -> int:
 
 def measured(command: list[str], out: Path) -> tuple[int, int, float]:
     """Largest resident set of the command and largest size of its output folder, in bytes, and its seconds."""
-    started, largest, done = time.monotonic(), 0, threading.Event()
+    largest, done = 0, threading.Event()
 
     def watch() -> None:
         nonlocal largest
@@ -78,13 +78,15 @@ def measured(command: list[str], out: Path) -> tuple[int, int, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    done.set()
-    watcher.join()
-    if status:
+    try:
+        told = subprocess.check_output([sys.executable, str(MEASURE), os.devnull, *command], text=True)
+    finally:
+        done.set()
+        watcher.join()
+    used = json.loads(told)
+    if used["exit_code"]:
         raise SystemExit(f"{' '.join(command)} failed")
-    return usage.ru_maxrss * 1024, max(largest, folder_bytes(out)), time.monotonic() - started
+    return used["peak_bytes"], max(largest, folder_bytes(out)), used["wall_seconds"]
 
 
 def main() -> None:
