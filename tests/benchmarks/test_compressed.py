@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hubquant.errors import BadModel
+from hubquant.model.checkpoint import TensorSource
 
 KEPT: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "compressed-tensors.json").read_text())
 INTEGERS = {
@@ -41,10 +42,11 @@ def test_a_folder_gives_weights_by_their_names(tmp_path: Path) -> None:
     save_file({f"a.{k}": v for k, v in parts("int3-symmetric").items()} | {"norm.weight": norm}, tmp_path / "model.safetensors")
     config = {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 3}}}}
     write(tmp_path, config | {"format": "pack-quantized"})
-    source = CompressedSource(tmp_path)
+    source: TensorSource = CompressedSource(tmp_path)
     assert set(source.names()) == {"a.weight", "norm.weight"}
     assert torch.equal(source.tensor("norm.weight"), norm)
     assert torch.equal(source.tensor("a.weight"), torch.tensor(KEPT["int3-symmetric"]["dense"]))
+    source.release()
     write(tmp_path, config | {"format": "float-quantized"})
     with pytest.raises(BadModel, match="float-quantized"):
         CompressedSource(tmp_path)

@@ -48,6 +48,9 @@ class CompressedSource:
     def as_saved(self, name: str) -> bool:
         return name in self._stored
 
+    def release(self) -> None:
+        self._stored.release()
+
 
 class _WithIntegers(Checkpoint):
     dtypes = (*Checkpoint.dtypes, "I32", "I64")
