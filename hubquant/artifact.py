@@ -24,10 +24,23 @@ class TensorRecord(Frozen):
     note: str = ""  # why it deviates from the variant's rule: kept in 16 bit, smaller group, rounded to nearest
 
 
+class Refinement(Frozen):
+    """What became of an artifact's scales after the pass. `held_out_kl`: mean KL divergence on calibration windows that were not
+    learned from, in nats per token, before and after; where after is not less, the scales of the pass were kept."""
+
+    steps: int
+    held_out_kl: tuple[float, float]
+
+    @property
+    def kept(self) -> bool:
+        return self.held_out_kl[1] < self.held_out_kl[0]
+
+
 class Artifact(Frozen):
     """One variant on disk. `folder` is relative to the output folder, `files` (name → sha256) relative to `folder`.
 
-    `nominal_bits`: the width that the gate goes by, where the variant's name does not say it.
+    `nominal_bits`: the width that the gate goes by, where the variant's name does not say it. Of a refined one the records of the
+    tensors say what the pass left.
     """
 
     variant: str
@@ -38,6 +51,7 @@ class Artifact(Frozen):
     nominal_bits: int = 0
     tensors: tuple[TensorRecord, ...] = ()
     seconds: float = 0.0
+    refinement: Refinement | None = None
 
     @property
     def main_file(self) -> str:

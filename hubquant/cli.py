@@ -34,6 +34,7 @@ Variants = Annotated[
     typer.Option("--variant", "-v", help=f"What to make; repeat it. There are {KNOWN_VARIANTS}. Default: the first five."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1; a GPU if there is one.", show_default=False)]
+Refine = Annotated[int, typer.Option(help="Steps of learning the scales from the base's output, after the pass.", min=0)]
 DEFAULT_CONFIG = Path("hubquant.toml")
 EXTRAS = {"dbos": "bot", "fastapi": "bot", "uvicorn": "bot", "multipart": "bot", "python_multipart": "bot"}
 T = TypeVar("T", bound=BaseModel)
@@ -62,6 +63,7 @@ def quantize(
         list[str] | None,
         typer.Option(help="GPTQ: another setting for the linears whose name matches, as REGEX=int8-g64 or REGEX=16; repeat it."),
     ] = None,
+    refine: Refine = 0,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure what was made.")] = True,
     anyway: Annotated[bool, typer.Option("--anyway", help="Begin even if memory or disk will not be enough.")] = False,
     device: Device = "",
@@ -80,6 +82,7 @@ def quantize(
             calibration=Calibration(source=calibration, windows=windows, window=window, all_experts=all_experts),
             evaluation=EvaluationPlan(source=text, protocols=protocols, max_tokens=max_tokens),
             dynamic=tuple(dynamic or ()),
+            refine=refine,
         )
     if imatrix is not None and not model.endswith(".gguf"):
         raise UsageError("--imatrix goes with a GGUF file as MODEL; a folder is calibrated in the pass itself")
@@ -98,6 +101,7 @@ def plan(
     variants: Variants = None,
     windows: Annotated[int, typer.Option(help="Calibration windows.", min=1)] = Calibration().windows,
     window: Annotated[int, typer.Option(help="Tokens per calibration window.", min=2)] = Calibration().window,
+    refine: Refine = 0,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Settings of the bot, for its policy's answer.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -107,7 +111,8 @@ def plan(
     settings = None if config is None else Settings.read(config)
     recipe = Recipe() if settings is None else settings.recipe
     calibration = recipe.calibration.model_copy(update={"windows": windows, "window": window})
-    recipe = recipe.model_copy(update={"variants": tuple(variants or recipe.variants), "calibration": calibration})
+    asked = {"variants": tuple(variants or recipe.variants), "calibration": calibration, "refine": refine or recipe.refine}
+    recipe = recipe.model_copy(update=asked)
     found = planned(model, Recipe.model_validate(recipe.model_dump()), out, settings)
     if as_json:
         _print_json(found)

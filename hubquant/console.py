@@ -16,7 +16,7 @@ from hubquant.progress import Progress
 if TYPE_CHECKING:  # it imports torch
     from hubquant.plan import Plan
 
-STAGES = {"quantize": "one pass over the layers", "evaluate": "measuring base and variants"}
+STAGES = {"quantize": "one pass over the layers", "refine": "refining scales", "evaluate": "measuring base and variants"}
 
 
 def people(json_wanted: bool = False) -> Console:

@@ -24,7 +24,9 @@ from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
 from hubquant.quantize.ggml import GGML_TYPES
+from hubquant.quantize.scales import part_bytes
 from hubquant.recipe import BITS, Frozen, Recipe, Variant, variant
+from hubquant.refine import BATCH, CHUNK
 from hubquant.speed import Speed, kinds
 
 FLOAT = 4  # bytes
@@ -159,7 +161,18 @@ class ModelShape:
         embedding = FLOAT * together + self.stored * together
         here = () if device.type == "cuda" else self.layers
         layers = [layer.peak(variants, recipe.calibration.window) for layer in here]
-        return baseline + max(storing, embedding, *layers)
+        refining = [self.refining(v, recipe) for v in variants] if recipe.refine and device.type != "cuda" else []
+        return baseline + max(storing, embedding, *layers, *refining)
+
+    def refining(self, wanted: Variant, recipe: Recipe) -> int:
+        """Bytes while scales are learned: the parts of all layers' weights, two heads, what goes into the first layer, logits of
+        both models with their gradients; of one layer its weights and their gradients."""
+        of_type = sum(map(part_bytes, kinds(wanted))) if wanted.format == "gguf" else HALF
+        layers = sum(count * layer.weights // FLOAT for layer, count in zip(self.layers, self.counts, strict=True))
+        hidden = recipe.calibration.windows * recipe.calibration.window * self.hidden
+        rows = max(shape[0] for shape in self.outside.values() if len(shape) > 1)
+        working = 3 * max(layer.weights for layer in self.layers)
+        return of_type * layers + FLOAT * (2 * self.vocabulary + hidden + 5 * CHUNK * rows) + working
 
     def seconds(self, recipe: Recipe, speed: Speed) -> float:
         """Of a pass, without what comes before and after it."""
@@ -168,7 +181,9 @@ class ModelShape:
         counted = zip(self.layers, self.counts, strict=True)
         layers = sum(count * sum(r.seconds(variants, tokens, speed) for r in layer.readings) for layer, count in counted)
         outside = sum(prod(shape) for shape in self.outside.values())
-        return layers + outside * sum(speed.encoding.values())
+        # forward, again for the gradients, and twice as much for these
+        learning = recipe.refine * len(variants) * BATCH * 4 * 2 * self.parameters / speed.products
+        return layers + outside * sum(speed.encoding.values()) + learning
 
 
 class Announced:

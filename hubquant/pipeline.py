@@ -31,6 +31,7 @@ from hubquant.onepass import finish, one_pass
 from hubquant.output import REPORT_FILE, alone_in, clear, disk_error, open_bookmark, write_report
 from hubquant.progress import Progress, into_file
 from hubquant.recipe import Recipe, variant
+from hubquant.refine import refine_all
 from hubquant.writers import discard_converted, writers_of_folder, writers_of_gguf
 
 VERSIONED = ("torch", "transformers", "safetensors", "gguf")
@@ -81,8 +82,11 @@ def quantize(
         try:
             if decoder is not None and tokens is not None:
                 one_pass(decoder, tokens, writers, done, bookmark, recipe.calibration.all_experts)
+                if opened is not None and recipe.refine:
+                    notes += refine_all(opened, out, tokens, recipe.refine, bookmark, partial(tell, "refine"))
             else:
                 finish(writers, bookmark)
+                notes += ["scales not refined: without calibration there is nothing to learn from"] if recipe.refine else []
         except OSError as error:
             raise disk_error(error, out) from None
         except BadModel:

@@ -5,9 +5,9 @@ import json
 import re
 from difflib import get_close_matches
 from itertools import takewhile
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from hubquant.errors import UsageError
 from hubquant.formats.gguf.filetypes import MIXTURES
@@ -261,6 +261,8 @@ QUALITY_LIMITS: dict[int, Limit] = {
 }
 
 
+HELD_OUT = 8  # one calibration window in so many is not learned from when scales are refined
+
 # The Hub takes no larger file. Ollama reads no shards, so nothing is split that need not be.
 MAX_FILE_BYTES = 50 * 10**9
 
@@ -274,6 +276,7 @@ class Recipe(Frozen):
     limits: dict[int, Limit] = Field(default_factory=lambda: dict(QUALITY_LIMITS))
     max_file_bytes: int = Field(default=MAX_FILE_BYTES, gt=0)  # GGUF files that would be larger are split
     dynamic: tuple[str, ...] = ()  # GPTQ: other settings for some linears, as REGEX=int8-g64 or REGEX=16; the first that matches
+    refine: int = Field(default=0, ge=0)  # steps of learning the scales after the pass
 
     @field_validator("variants")
     @classmethod
@@ -287,6 +290,14 @@ class Recipe(Frozen):
         for text in overrides:
             override(text)
         return overrides
+
+    @model_validator(mode="after")
+    def _can_be_refined(self) -> Self:
+        if self.refine and self.calibration.windows < HELD_OUT:
+            raise UsageError(
+                f"to refine takes at least {HELD_OUT} calibration windows, not {self.calibration.windows}: one is held out"
+            )
+        return self
 
     def canonical_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

@@ -287,17 +287,20 @@ class PackedSource:
     def tensor(self, name: str) -> Tensor:
         if name in self._stored:
             return self._stored.tensor(name)
-        stem = name.removesuffix(".weight")
-        tensors = {s: self._stored.tensor(f"{stem}.{s}").to(self._device) for s in self._format.suffixes}
-        settings = dynamic.of_linear(self._config, stem)
-        self._format.check(stem, tensors, settings)
-        return self._format.dequantize(tensors, settings)
+        return self._format.dequantize(*self._tensors_of(name.removesuffix(".weight")))
 
     def as_saved(self, name: str) -> bool:
         return name in self._stored
 
     def release(self) -> None:
         self._stored.release()
+
+    def _tensors_of(self, stem: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+        """The tensors of a packed linear by suffix, and its settings."""
+        tensors = {s: self._stored.tensor(f"{stem}.{s}").to(self._device) for s in self._format.suffixes}
+        settings = dynamic.of_linear(self._config, stem)
+        self._format.check(stem, tensors, settings)
+        return tensors, settings
 
 
 class _AnyCheckpoint(Checkpoint):

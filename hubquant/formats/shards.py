@@ -126,6 +126,16 @@ class ShardWriter:
         self._spool(shard).unlink()
 
 
+def overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Other values of those of the tensors that the file holds, which are of the same shape and dtype."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        for name in header.keys() & tensors.keys():
+            file.seek(8 + length + header[name]["data_offsets"][0])
+            file.write(tensors[name].contiguous().view(torch.uint8).numpy().data)
+
+
 def write_json(path: Path, value: object) -> None:
     """Pretty JSON under a temporary name, then put in place."""
     partial = path.with_name(path.name + ".part")

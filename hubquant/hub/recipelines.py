@@ -12,7 +12,8 @@ FEEDBACK = "codes with GPTQ's error feedback in group-aware activation order, ra
 METHODS = {
     "gptq": f"GPTQ: {FOLD}; {FEEDBACK}",
     "awq": f"AWQ: {FOLD}; {FEEDBACK}",
-    "gguf": "GGUF: blocks searched for the least error weighted by an importance matrix, the diagonal of the same Hessian",
+    "gguf": "GGUF: scales of blocks searched under an importance matrix, the diagonal of each input's Hessian; codes with GPTQ's "
+    "error feedback under that Hessian",
 }
 SIXTEEN_BIT = ("F16", "BF16", "F32")
 MAX_NOTES = 12
@@ -40,7 +41,7 @@ def recipe_lines(report: Report, variants: list[Variant]) -> list[Markup]:
     for variant in variants:
         artifact = report.artifact(variant.name)
         lines.append(f"{escape(type_of(variant))}: {_types(artifact)}")
-        lines += _notes(artifact)
+        lines += [*_refinement(artifact), *_notes(artifact)]
     lines.append(_calibration(report))
     versions = ", ".join(f"{escape(name)} {escape(version)}" for name, version in sorted(report.versions.items()))
     lines.append(f"Made with hubquant {escape(report.hubquant_version)}{', ' + versions if versions else ''}.")
@@ -68,6 +69,15 @@ def _types(artifact: Artifact) -> str:
     text = ", ".join(f"{count} × {escape(kind)}" for kind, count in sorted(counts.items())) or "types in the manifest"
     whole = [tensor.name for tensor in artifact.tensors if tensor.type in SIXTEEN_BIT and not tensor.note]
     return f"{text}; not quantized: {', '.join(map(code, whole))}." if 0 < len(whole) <= MAX_NOTES else f"{text}."
+
+
+def _refinement(artifact: Artifact) -> list[str]:
+    found = artifact.refinement
+    if found is None:
+        return []
+    kl = " → ".join(f"{value:.4g}" for value in found.held_out_kl)
+    what = "refined" if found.kept else "as the pass left them: refined they are no better"
+    return [f"Scales {what} ({found.steps} steps against the base's output; mean KL on calibration windows held out: {kl})."]
 
 
 def _notes(artifact: Artifact) -> list[str]:

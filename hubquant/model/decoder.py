@@ -4,7 +4,7 @@ The model is built from its config with every parameter on the meta device. A la
 windows, and emptied again; the code that runs is the model's own, so nothing about an architecture is repeated here.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hubquant.errors import BadModel
@@ -208,7 +209,18 @@ class Decoder:
         with self._materialized(names):
             yield self.model
 
-    @torch.no_grad()
+    def differentiable(self, index: int, windows: Sequence[int], *hidden: Tensor) -> tuple[Tensor, ...]:
+        """The layer's outputs for several windows' hidden states, each [1, window, hidden], with weights straight from the source:
+        gradients flow on into what it makes them of."""
+        prefix = self.prefix(index)
+        names = [n for n in self.shapes() if n.startswith(prefix)]
+        weights = {n.removeprefix(prefix): self.source.tensor(n).to(self.device, self.dtype) for n in names}
+
+        def layer(hidden: Tensor, **call: Any) -> Any:
+            return functional_call(self.layers[index], weights, (hidden,), call)
+
+        return tuple(apply_layer(layer, h, self.call(index, window)) for h, window in zip(hidden, windows, strict=True))
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [n, window, vocabulary] in float32 from hidden states after the last layer, by the model's own final steps."""
         with self._relays.answering(hidden):
@@ -278,7 +290,7 @@ class Decoder:
                 raise BadModel(f"{checkpoint.folder.name}: tensor {name} has shape {found}; config.json asks for {wanted}")
 
 
-def apply_layer(layer: nn.Module, hidden: Tensor, call: Call) -> Tensor:
+def apply_layer(layer: Callable[..., Any], hidden: Tensor, call: Call) -> Tensor:
     """One layer's output for [n, window, hidden]; layers that return tuples give their first element.
 
     Raises BadModel for a layer that cannot be run from what the model calls it with."""

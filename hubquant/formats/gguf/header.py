@@ -59,9 +59,9 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The key-value part of a file and where its tensors are. The file stays mapped as long as this lives.
+    """The key-value part of a file and where its tensors are. The files stay mapped as long as this lives.
 
-    `kinds`: how each value is stored, gguf.GGUFValueType and for an array that of its items.
+    `files`, `data`: of each shard; `kinds`: how each value is stored, gguf.GGUFValueType and for an array that of its items.
     """
 
     name: str
@@ -69,6 +69,7 @@ class GgufHeader:
     kinds: dict[str, tuple[int, int | None]]
     tensors: dict[str, StoredTensor]
     data: tuple[mmap.mmap, ...]
+    files: tuple[Path, ...]
 
     @classmethod
     def read(cls, path: Path) -> "GgufHeader":
@@ -82,16 +83,17 @@ class GgufHeader:
             raise BadModel(f"{path.name} is one of {count!r} shards, but is not named …-00001-of-0000N.gguf")
         if header.values.get("split.no") != 0 or int(named[1]) != 1:
             raise BadModel(f"{path.name} is not the first shard of {count}; name that one")
-        tensors, data = dict(header.tensors), list(header.data)
+        tensors, data, files = dict(header.tensors), list(header.data), list(header.files)
         for number in range(1, count):
             shard = cls._read_one(path.with_name(f"{path.name[: named.start(1)]}{number + 1:05d}-of-{count:05d}.gguf"))
             if shard.values.get("split.no") != number or tensors.keys() & shard.tensors.keys():
                 raise BadModel(f"{shard.name} does not continue {path.name}")
             tensors |= {name: replace(tensor, shard=number) for name, tensor in shard.tensors.items()}
             data += shard.data
+            files += shard.files
         if len(tensors) != header.values.get("split.tensors.count", len(tensors)):
             raise BadModel(f"{path.name}: its shards hold {len(tensors)} tensors, not {header.values['split.tensors.count']}")
-        return replace(header, tensors=tensors, data=tuple(data))
+        return replace(header, tensors=tensors, data=tuple(data), files=tuple(files))
 
     @classmethod
     def _read_one(cls, path: Path) -> "GgufHeader":
@@ -105,7 +107,7 @@ class GgufHeader:
         except BadModel as error:
             data.close()
             raise BadModel(f"{path.name} is not a sound GGUF file: {error}") from None
-        return cls(path.name, values, kinds, tensors, (data,))
+        return cls(path.name, values, kinds, tensors, (data,), (path,))
 
     def positive(self, key: str) -> int:
         """A positive whole number of the key-value part. Raises BadModel if there is none."""
@@ -128,15 +130,25 @@ class GgufHeader:
             raise BadModel(f"{self.name}: no tensor {_quoted(name)}")
         stored = self.tensors[name]
         stop = stored.shape[0] if count is None else start + count
-        columns = stored.shape[-1]
-        row_bytes = columns // stored.kind.block_size * stored.kind.type_size
-        rows = np.frombuffer(self.data[stored.shard], np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes)
+        rows = self._rows(stored)
         if len(stored.shape) > 1:
             each = math.prod(stored.shape[1:-1])
             rows = rows[start * each : stop * each]
-        # copied: torch takes no read-only memory
-        values = decode(torch.from_numpy(rows.copy()).to(device), stored.kind.name)
+        values = decode(_copied(rows).to(device), stored.kind.name)
         return values.reshape(-1, *stored.shape[1:]) if len(stored.shape) > 1 else values[0, start:stop]
+
+    def blocks(self, name: str) -> Tensor:
+        """The bytes of a tensor that is there, [rows, row_bytes]."""
+        return _copied(self._rows(self.tensors[name]))
+
+    def _rows(self, stored: StoredTensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        row_bytes = stored.shape[-1] // stored.kind.block_size * stored.kind.type_size
+        return np.frombuffer(self.data[stored.shard], np.uint8, stored.size_bytes, stored.offset).reshape(-1, row_bytes)
+
+
+def _copied(rows: "np.ndarray[Any, np.dtype[np.uint8]]") -> Tensor:
+    """torch takes no read-only memory."""
+    return torch.from_numpy(rows.copy())
 
 
 def _quoted(text: str) -> str:

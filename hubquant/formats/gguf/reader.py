@@ -59,8 +59,7 @@ class GgufSource:
         slots = self._slots_of(name)
         weight = torch.empty(self._shapes[name], device=self.device)
         for slot in slots:
-            stored = self.header.tensor(slot.gguf_name, slot.start, slot.shape[0], self.device)
-            slot.put_back(stored, weight, self.parameters)
+            slot.put_back(self._decoded(slot), weight, self.parameters)
         return weight
 
     def as_saved(self, name: str) -> bool:
@@ -68,6 +67,9 @@ class GgufSource:
 
     def release(self) -> None:
         self.header.release()
+
+    def _decoded(self, slot: Slot) -> Tensor:
+        return self.header.tensor(slot.gguf_name, slot.start, slot.shape[0], self.device)
 
     def _slots_of(self, name: str) -> tuple[Slot, ...]:
         if name not in self._slots:
