@@ -16,7 +16,7 @@ from . import native
 
 # rows that are worth a thread, in weights; a multiple of the rows that are taken side by side
 WEIGHTS_PER_THREAD = 1 << 15
-SIDE_BY_SIDE = 16
+SIDE_BY_SIDE = 32
 
 
 def gptq_block(

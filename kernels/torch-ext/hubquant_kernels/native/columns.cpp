@@ -1,25 +1,31 @@
-// GPTQ's columns and coordinate descent, some rows of the matrix side by side: rows do not know of each other.
+// GPTQ's columns and coordinate descent, LANES rows of the matrix side by side: rows do not know of each other.
+#include "lanes.h"
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <vector>
 
-constexpr int ROWS = 16;
-using Strip = float[ROWS];
-
-// A strip of rows [ROWS, n] turned to columns [n, ROWS]; rows beyond the last one repeat it.
-static void load(const float *matrix, int64_t first, int64_t last, int64_t n, Strip *strip) {
-    for (int j = 0; j < ROWS; j++) {
+// A strip of rows [LANES, n] turned to columns [n, LANES]; rows beyond the last one repeat it.
+static void load(const float *matrix, int64_t first, int64_t last, int64_t n, F *strip) {
+    float *numbers = (float *)strip;
+    for (int j = 0; j < LANES; j++) {
         const float *row = matrix + std::min(first + j, last - 1) * n;
-        for (int64_t i = 0; i < n; i++) strip[i][j] = row[i];
+        for (int64_t i = 0; i < n; i++) numbers[i * LANES + j] = row[i];
     }
 }
 
-// The code of the codebook's value nearest to x, the upper one of two as near.
-static float nearest(float x, const float *book, int size) {
-    int code = 0;
-    while (code + 1 < size && 2 * x >= book[code] + book[code + 1]) code++;
-    return (float)code;
+// What is left of the columns from..n when their shares of an error are taken off.
+static void follow(F *left, const float *shares, F error, int64_t from, int64_t n) {
+    for (int64_t k = from; k < n; k++) left[k] = left[k] - error * shares[k];
+}
+
+// The place of the codebook's value nearest to x, the upper one of two as near, and the value.
+static F nearest(F x, const float *book, int size, F *value) {
+    F code = 0.0f;
+    *value = book[0];
+    for (int next = 1; next < size; next++) {
+        I beyond = x * 2.0f >= F(book[next - 1] + book[next]);
+        code = select(beyond, F((float)next), code), *value = select(beyond, F(book[next]), *value);
+    }
+    return code;
 }
 
 // Rows first..last of weight [out, n]: codes [out, n], and errors (w − q)/U_ii [out, n], as gptq_block says. scale and zero [out].
@@ -27,38 +33,30 @@ static float nearest(float x, const float *book, int size) {
 extern "C" void hubquant_gptq_block(
     const float *weight, const float *factor, const float *scale, const float *zero, const float *book, int64_t size,
     int64_t first, int64_t last, int64_t n, uint8_t *codes, float *errors) {
-    std::vector<float> room(n * ROWS);
-    Strip *w = (Strip *)room.data();
-    float top = (float)(size - 1);
-    for (int64_t start = first; start < last; start += ROWS) {
-        int wanted = (int)std::min<int64_t>(ROWS, last - start);
-        load(weight, start, last, n, w);
-        Strip step, origin;
-        for (int j = 0; j < ROWS; j++) {
-            int64_t row = std::min(start + j, last - 1);
-            step[j] = scale[row], origin[j] = zero ? zero[row] : 0.0f;
-        }
+    std::vector<F> w(n);
+    for (int64_t start = first; start < last; start += LANES) {
+        int wanted = (int)std::min<int64_t>(LANES, last - start);
+        load(weight, start, last, n, w.data());
+        F step, origin;
+        load(scale, start, last, 1, &step);
+        if (zero) load(zero, start, last, 1, &origin);
         for (int64_t i = 0; i < n; i++) {
             const float *u = factor + i * n;
-            Strip code, error;
+            F code, value;
             if (book) {
-                for (int j = 0; j < ROWS; j++) {
-                    code[j] = nearest(w[i][j] / step[j], book, (int)size);
-                    error[j] = (w[i][j] - book[(int)code[j]] * step[j]) / u[i];
-                }
+                code = nearest(w[i] / step, book, (int)size, &value);
+                value = value * step;
             } else {
-                for (int j = 0; j < ROWS; j++) {
-                    float found = std::nearbyintf(w[i][j] / step[j]) + origin[j];
-                    code[j] = std::min(std::max(found, 0.0f), top);
-                    error[j] = (w[i][j] - (code[j] - origin[j]) * step[j]) / u[i];
-                }
+                code = clamp(rounded(w[i] / step) + origin, 0.0f, (float)(size - 1));
+                value = (code - origin) * step;
             }
+            F error = (w[i] - value) / u[i];
+            const float *found = (const float *)&code, *left = (const float *)&error;
             for (int j = 0; j < wanted; j++) {
-                codes[(start + j) * n + i] = (uint8_t)code[j];
-                errors[(start + j) * n + i] = error[j];
+                codes[(start + j) * n + i] = (uint8_t)found[j];
+                errors[(start + j) * n + i] = left[j];
             }
-            for (int64_t k = i + 1; k < n; k++)
-                for (int j = 0; j < ROWS; j++) w[k][j] -= u[k] * error[j];
+            follow(w.data(), u, error, i + 1, n);
         }
     }
 }
@@ -67,25 +65,21 @@ extern "C" void hubquant_gptq_block(
 extern "C" void hubquant_descend_block(
     float *codes, const float *gradient, const float *hessian, const float *step, float top, int64_t first, int64_t last,
     int64_t n) {
-    std::vector<float> room(3 * n * ROWS);
-    Strip *code = (Strip *)room.data(), *g = code + n, *s = g + n;
-    for (int64_t start = first; start < last; start += ROWS) {
-        int wanted = (int)std::min<int64_t>(ROWS, last - start);
-        load(codes, start, last, n, code), load(gradient, start, last, n, g), load(step, start, last, n, s);
+    std::vector<F> code(n), g(n), s(n);
+    for (int64_t start = first; start < last; start += LANES) {
+        int wanted = (int)std::min<int64_t>(LANES, last - start);
+        load(codes, start, last, n, code.data());
+        load(gradient, start, last, n, g.data());
+        load(step, start, last, n, s.data());
         for (int64_t i = 0; i < n; i++) {
             const float *h = hessian + i * n;
             float gain = h[i] > 0 ? 1 / h[i] : 0;
-            Strip moved;
-            for (int j = 0; j < ROWS; j++) {
-                float found = std::nearbyintf(code[i][j] + g[i][j] * gain / s[i][j]);
-                found = std::min(std::max(found, 0.0f), top);
-                moved[j] = (found - code[i][j]) * s[i][j];
-                code[i][j] = found;
-            }
-            for (int64_t k = 0; k < n; k++)
-                for (int j = 0; j < ROWS; j++) g[k][j] -= h[k] * moved[j];
+            F found = clamp(rounded(code[i] + g[i] * gain / s[i]), 0.0f, top), moved = (found - code[i]) * s[i];
+            code[i] = found;
+            follow(g.data(), h, moved, i + 1, n);
         }
+        const float *found = (const float *)code.data();
         for (int j = 0; j < wanted; j++)
-            for (int64_t i = 0; i < n; i++) codes[(start + j) * n + i] = code[i][j];
+            for (int64_t i = 0; i < n; i++) codes[(start + j) * n + i] = found[i * LANES + j];
     }
 }
