@@ -1,7 +1,8 @@
 """Where a pass stands, on disk after every layer: one that was killed goes on there, and makes the same bytes.
 
 A folder holds bookmark.json, the tensors that it refers to, and the hidden states that go into the next layer. The JSON names
-the other files and is replaced last, in one step; what it does not name is not looked at.
+the other files and is replaced last, in one step; what it does not name is not looked at here, and removed when it is written
+(refine.py keeps what it has learned until then).
 """
 
 import json

@@ -24,7 +24,7 @@ from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
 from hubquant.quantize.ggml import GGML_TYPES
-from hubquant.quantize.scales import part_bytes
+from hubquant.quantize.scales import SCALES, part_bytes
 from hubquant.recipe import BITS, Frozen, Recipe, Variant, variant
 from hubquant.refine import BATCH, CHUNK
 from hubquant.speed import Speed, kinds
@@ -33,6 +33,7 @@ FLOAT = 4  # bytes
 HALF = 2
 PROBED = 8  # tokens that are sent through a layer to see which linears read the same
 SCALES_TRIED = 9  # by AWQ's search
+LEARNING = 6 * FLOAT  # of a scale: it, its change, the gradient, two moments, their product
 
 
 class Needs(Frozen):
@@ -166,13 +167,18 @@ class ModelShape:
 
     def refining(self, wanted: Variant, recipe: Recipe) -> int:
         """Bytes while scales are learned: the parts of all layers' weights, two heads, what goes into the first layer, logits of
-        both models with their gradients; of one layer its weights and their gradients."""
-        of_type = sum(map(part_bytes, kinds(wanted))) if wanted.format == "gguf" else HALF
+        both models with their gradients; scales with what learning keeps of each, what goes into every layer of a step's tokens,
+        of one layer its weights and their gradients."""
+        if wanted.format == "gguf":
+            of_weight = max(part_bytes(k) + LEARNING * len(SCALES.get(k, ())) / GGML_TYPES[k].block_size for k in kinds(wanted))
+        else:
+            of_weight = HALF + (LEARNING / wanted.group_size if wanted.group_size > 0 else 0)
         layers = sum(count * layer.weights // FLOAT for layer, count in zip(self.layers, self.counts, strict=True))
-        hidden = recipe.calibration.windows * recipe.calibration.window * self.hidden
+        calibration = recipe.calibration
+        hidden = self.hidden * (calibration.windows * calibration.window + sum(self.counts) * max(BATCH, calibration.window))
         rows = max(shape[0] for shape in self.outside.values() if len(shape) > 1)
         working = 3 * max(layer.weights for layer in self.layers)
-        return of_type * layers + FLOAT * (2 * self.vocabulary + hidden + 5 * CHUNK * rows) + working
+        return round(of_weight * layers) + FLOAT * (2 * self.vocabulary + hidden + 5 * CHUNK * rows) + working
 
     def seconds(self, recipe: Recipe, speed: Speed) -> float:
         """Of a pass, without what comes before and after it."""

@@ -73,17 +73,22 @@ def quantize(
         tell("quantize", 0, 1)
         started -= at.seconds
         left = recipe.model_copy(update={"variants": tuple(n for n in recipe.variants if n not in {*at.finished, *at.given_up})})
-        writers, notes = _writers(model, opened, decoder, out, left, base, quantized_by, given)
+        try:
+            writers, notes = _writers(model, opened, decoder, out, left, base, quantized_by, given)
+        except BadModel as error:
+            if not at.finished:  # before a kill
+                raise
+            writers, notes = [], [str(error)]
 
-        def done(layers: int, total: int) -> None:
+        def done(stage: str, n: int, total: int) -> None:
             at.seconds = time.monotonic() - started
-            tell("quantize", layers, total)
+            tell(stage, n, total)
 
         try:
             if decoder is not None and tokens is not None:
-                one_pass(decoder, tokens, writers, done, bookmark, recipe.calibration.all_experts)
+                one_pass(decoder, tokens, writers, partial(done, "quantize"), bookmark, recipe.calibration.all_experts)
                 if opened is not None and recipe.refine:
-                    notes += refine_all(opened, out, tokens, recipe.refine, bookmark, partial(tell, "refine"))
+                    notes += refine_all(opened, decoder, out, tokens, recipe.refine, bookmark, partial(done, "refine"))
             else:
                 finish(writers, bookmark)
                 notes += ["scales not refined: without calibration there is nothing to learn from"] if recipe.refine else []
@@ -186,8 +191,14 @@ def _sources(out: Path, report: Report, device: torch.device) -> tuple[dict[str,
 
 
 def _calibration_tokens(opened: OpenBase, recipe: Recipe) -> Tensor:
+    """Raises UsageError for a text that is too short; windows may share tokens unless some are to be held out from the others."""
     calibration = recipe.calibration
     tokens = tokenize(opened.tokenizer, read_text(calibration.source))
+    if recipe.refine and len(tokens) < (asked := calibration.windows * calibration.window):
+        raise UsageError(
+            f"to refine, windows must not share tokens: {calibration.source} has {len(tokens):,}, and {calibration.windows} "
+            f"windows of {calibration.window} are {asked:,}; ask for fewer, or name a longer text"
+        )
     return calibration_windows(tokens, calibration.windows, calibration.window)
 
 

@@ -1,11 +1,12 @@
 """After the pass: the scales of a variant asked again, by what the whole model makes of them.
 
-Codes stay as the pass chose them. The scales of all linears change together, by gradients of the KL divergence from the base, whose
-hidden states the pass has left behind. What is no better on windows that were not learned from is not kept. (Scale-only
-distillation: EfficientQAT's end-to-end training of quantization parameters, Chen et al. 2024, arXiv 2407.11062, section 3.3, with
-the base as the teacher.)
+Codes stay as the pass chose them. The scales of all the layers' linears change together, by gradients of the KL divergence from
+the base, whose hidden states the pass has left behind. What is no better on windows that were not learned from is not kept.
+(Scale-only distillation: EfficientQAT's end-to-end training of quantization parameters, Chen et al. 2024, arXiv 2407.11062,
+section 3.3, with the base as the teacher.)
 """
 
+import gc
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from hubquant import memory
 from hubquant.artifact import Artifact, Refinement, file_sha256
 from hubquant.base import OpenBase
 from hubquant.bookmark import Bookmark
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.scales import GgufScales
 from hubquant.formats.packedscales import PackedScales
+from hubquant.formats.shards import sync
 from hubquant.model.checkpoint import TensorSource
 from hubquant.model.decoder import Decoder
 from hubquant.model.hidden import Hidden, HiddenFile
@@ -40,52 +43,81 @@ class Scales(TensorSource, Protocol):
     scales: dict[str, Tensor]
     bits: dict[str, float]  # per weight, of those that the scales are of
 
-    def write(self, scales: dict[str, Tensor]) -> None: ...
+    def write(self, scales: dict[str, Tensor]) -> list[Path]:
+        """Into the files, in place; returns which. Doing so twice does it once."""
 
 
 def refine_all(
-    opened: OpenBase, out: Path, tokens: Tensor, steps: int, bookmark: Bookmark, progress: Callable[[int, int], None]
+    opened: OpenBase,
+    decoder: Decoder,
+    out: Path,
+    tokens: Tensor,
+    steps: int,
+    bookmark: Bookmark,
+    progress: Callable[[int, int], None],
 ) -> list[str]:
     """Refine, in place, what of the finished artifacts has scales; returns why others were left as they are.
 
-    Goes on where `bookmark` stands, whose hidden states are the base's, after its last layer, for calibration `tokens` [n, window].
-    `progress` is called with (steps done, steps of all).
+    Goes on where `bookmark` stands, whose hidden states are those that the pass's `decoder` of the base left after its last layer
+    for calibration `tokens` [n, window]: on a GPU they may be bfloat16's, while variants are run in float32. `progress` is called
+    with (steps done, steps of all).
     """
     finished, notes = bookmark.standing.finished, []
-    base = opened.decoder(dtype=torch.float32)
-    first = base.embed(tokens[:1])
-    last = bookmark.hidden(len(base.layers))
-    states = HiddenFile(last, (len(tokens), *first.shape[1:]), opened.decoder().dtype, opened.device)
+    first = decoder.embed(tokens[:1])
+    last = bookmark.hidden(len(decoder.layers))
+    states = HiddenFile(last, (len(tokens), *first.shape[1:]), first.dtype, opened.device)
     for number, (name, artifact) in enumerate(finished.items()):
-        if artifact.refinement is not None:
-            continue
 
-        def told(done: int, _: int, before: int = number * steps) -> None:
+        def told(done: int, _: int = 0, before: int = number * steps) -> None:
             progress(before + done, steps * len(finished))
 
-        try:
-            source = _scales(out, artifact, opened.device)
-            if not source.scales:
-                notes.append(f"{name} not refined: it has no scales")
-                continue
-            found = bookmark.folder / f"{name}.scales.safetensors"
-            if not found.exists():
-                scales, refinement = refine(base, states, opened.decoder(source, torch.float32), source, tokens, steps, told)
-                partial = found.with_name(f"{found.name}.part")
-                save_file(scales, partial, {"refinement": refinement.model_dump_json()})
-                partial.replace(found)
-            finished[name] = _applied(out, artifact, source, found)
-        except BadModel as error:
-            notes.append(f"{name} not refined: {error}")
-        bookmark.save([])
+        if artifact.refinement is None:
+            try:
+                # nothing is saved but a success: it is what removes the scales that were found, also those of the next variant
+                finished[name] = _refined(opened, out, artifact, states, tokens, steps, bookmark.folder, told)
+                bookmark.save([])
+            except BadModel as error:
+                notes.append(f"{name} not refined: {error}")
+            gc.collect()  # a decoder is a cycle, and holds the codes of a whole model here
+            memory.trim()
+        told(steps)
     return notes
 
 
-def _scales(out: Path, artifact: Artifact, device: torch.device) -> Scales:
+def open_scales(out: Path, artifact: Artifact, device: torch.device) -> Scales:
+    """The artifact on disk, with scales to be replaced."""
     folder = out / artifact.folder
     if variant(artifact.variant).format == "gguf":
         return GgufScales(folder / artifact.main_file, device)
     return PackedScales(folder, device)
+
+
+def _refined(
+    opened: OpenBase,
+    out: Path,
+    artifact: Artifact,
+    states: Hidden,
+    tokens: Tensor,
+    steps: int,
+    kept_in: Path,
+    told: Callable[..., None],
+) -> Artifact:
+    """Raises BadModel: it has no scales, or nothing can be learned."""
+    source = open_scales(out, artifact, opened.device)
+    if not source.scales:
+        raise BadModel("it has no scales")
+    found = kept_in / f"{artifact.variant}.scales.safetensors"
+    if not found.exists():
+        base, own = opened.decoder(dtype=torch.float32), opened.decoder(source, torch.float32)
+        try:
+            scales, refinement = refine(base, states, own, source, tokens, steps, told)
+        except RuntimeError as error:  # of memory too, or of a layer that has no gradients
+            raise BadModel(str(error).splitlines()[0]) from error
+        partial = found.with_name(f"{found.name}.part")
+        save_file(scales, partial, {"refinement": refinement.model_dump_json()})
+        sync(partial)
+        partial.replace(found)
+    return _applied(out, artifact, source, found)
 
 
 def _applied(out: Path, artifact: Artifact, source: Scales, found: Path) -> Artifact:
@@ -93,7 +125,8 @@ def _applied(out: Path, artifact: Artifact, source: Scales, found: Path) -> Arti
     with safe_open(found, "pt") as file:
         refinement = Refinement.model_validate_json(file.metadata()["refinement"])
     if refinement.kept:
-        source.write(load_file(found))
+        for path in source.write(load_file(found)):
+            sync(path)
     files = {name: file_sha256(out / artifact.folder / name) for name in artifact.files}
     return artifact.model_copy(update={"files": files, "refinement": refinement})
 
@@ -107,12 +140,16 @@ def refine(
     steps: int,
     progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Tensor], Refinement]:
-    """Scales, rounded to float16, after so many steps of one window each, and what they brought on the windows held out.
+    """Scales, rounded to float16, after so many steps of BATCH tokens, and what they brought on the windows held out.
 
     `states` [n, window, hidden]: of the base after its last layer, for `tokens` [n, window]; `decoder`: with weights from `source`.
+    Windows whose states are not finite are left out. Raises BadModel if too few are left, and RuntimeError of torch.
     """
-    held = range(HELD_OUT - 1, len(tokens), HELD_OUT)
-    learned = [number for number in range(len(tokens)) if number not in held]
+    sound = [number for number in range(len(tokens)) if bool(states[number : number + 1].isfinite().all())]
+    held = sound[HELD_OUT - 1 :: HELD_OUT]
+    learned = [number for number in sound if number not in held]
+    if not held:
+        raise BadModel(f"of {len(tokens)} calibration windows {len(sound)} are finite in the base; {HELD_OUT} are needed")
     embedded = decoder.embed(tokens)
     initial = source.scales
     change = {name: torch.zeros_like(scales, requires_grad=True) for name, scales in initial.items()}
@@ -130,18 +167,19 @@ def refine(
         hidden = tuple(embedded[window : window + 1] for window in windows)
         for index in range(len(decoder.layers)):
             hidden = checkpoint(decoder.differentiable, index, windows, *hidden, use_reentrant=False)
+        teachers = [states[window : window + 1].split(CHUNK, 1) for window in windows]
         parts = [
-            checkpoint(
-                _divergence, base, decoder, states[w : w + 1][:, at : at + CHUNK], own[:, at : at + CHUNK], use_reentrant=False
-            )
-            for w, own in zip(windows, hidden, strict=True)
-            for at in range(0, own.shape[1], CHUNK)
+            checkpoint(_divergence, base, decoder, wanted, found, use_reentrant=False)
+            for teacher, own in zip(teachers, hidden, strict=True)
+            for wanted, found in zip(teacher, own.split(CHUNK, 1), strict=True)
         ]
         return torch.stack(parts).sum() / (len(windows) * tokens.shape[1])
 
     @torch.no_grad()
     def held_out() -> float:
-        return math.fsum(float(divergence([window])) for window in held) / len(held)
+        found = math.fsum(float(divergence([window])) for window in held) / len(held)
+        source.release()
+        return found
 
     with base.head(), decoder.head():
         before = held_out()
@@ -154,10 +192,13 @@ def refine(
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
+            source.release()
             progress(step + 1, steps)
         with torch.no_grad():
             source.scales = {name: (scales * (1 + change[name])).half().float() for name, scales in initial.items()}
         after = held_out()
+    if not math.isfinite(after):
+        after = before  # and so nothing is kept
     scales = {name: values.cpu().contiguous() for name, values in source.scales.items()}
     return scales, Refinement(steps=steps, held_out_kl=(before, after))
 

@@ -1,5 +1,6 @@
 """Scales asked again: what is computed from them is what the files say, it loses less, and nothing but scales changes."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from hubquant import pipeline, refine
-from hubquant.artifact import Report, file_sha256
+from hubquant.artifact import Refinement, Report, file_sha256
 from hubquant.base import open_base
 from hubquant.calibrate.source import with_texts
-from hubquant.errors import UsageError
+from hubquant.errors import BadModel, UsageError
 from hubquant.formats.gguf.header import GgufHeader
 from hubquant.formats.gguf.scales import GgufScales
 from hubquant.formats.packedscales import PackedScales
@@ -30,7 +31,12 @@ PASS = Recipe(
     evaluation=EvaluationPlan(protocols=("gptq-128",), max_tokens=2048),
 )
 REFINED = PASS.model_copy(update={"refine": 8})
-SMALL = Recipe(variants=("gguf-q4_0", "gguf-q2_k"), calibration=Calibration(windows=8, window=64), refine=2)
+# the head of this model is its embedding once more, so that the first cannot be made, neither before nor after a kill
+SMALL = Recipe(
+    variants=("gptq-int4-g128-head", "gguf-q4_0", "gguf-bf16", "awq-int4-g128"),
+    calibration=Calibration(windows=8, window=64),
+    refine=2,
+)
 REFINABLE = VARIANTS[:2]
 
 
@@ -114,7 +120,7 @@ def _scale_bytes(offset: int, size: int, kind: str) -> "np.ndarray[tuple[int, ..
 def test_weights_from_scales_are_those_of_the_bytes(name: str, plain: tuple[Path, Report]) -> None:
     out, report = plain
     artifact = report.artifact(name)
-    scales = refine._scales(out, artifact, torch.device("cpu"))
+    scales = refine.open_scales(out, artifact, torch.device("cpu"))
     source = pipeline.source(out, artifact)
     assert isinstance(scales, GgufScales if name.startswith("gguf") else PackedScales)
     for tensor in source.names():
@@ -125,7 +131,7 @@ def test_weights_from_scales_are_those_of_the_bytes(name: str, plain: tuple[Path
 
 def test_gradients_are_those_of_differences(plain: tuple[Path, Report], bundled: Path) -> None:
     out, report = plain
-    source = refine._scales(out, report.artifact("gguf-q4_k_m"), torch.device("cpu"))
+    source = refine.open_scales(out, report.artifact("gguf-q4_k_m"), torch.device("cpu"))
     decoder = open_base(bundled).decoder(source, torch.float64)
     hidden = decoder.embed(torch.arange(16)[None]).double()
     name = "blk.0.attn_q.weight"  # whose rows are in another order in the file
@@ -163,26 +169,28 @@ def test_killed_it_goes_on_and_makes_the_same_bytes(
         pass
 
     learned: list[str] = []
-    base, learn, write = fingerprint_folder(bundled), refine.refine, GgufScales.write
+    base, learn, write = fingerprint_folder(bundled), refine.refine, PackedScales.write
 
     def counting(*args: Any) -> Any:
         learned.append("once")
         return learn(*args)
 
-    def dying(self: GgufScales, scales: dict[str, torch.Tensor]) -> None:
+    def dying(self: Any, scales: dict[str, torch.Tensor]) -> list[Path]:
         last, names = len(learned) == 2, list(scales)
-        write(self, {name: scales[name] for name in (names[: len(names) // 2] if last and moment == "writing" else names)})
+        kept = names[: len(names) // 2] if last and moment == "writing" else names
+        paths = write(self, {name: scales[name] for name in kept})
         if last:
             raise Killed
+        return paths
 
     def told(stage: str, done: int, total: int) -> None:
-        if moment == "learning" and (stage, done) == ("refine", 3):
+        if moment == "learning" and (stage, done) == ("refine", 5):
             raise Killed
 
     monkeypatch.setattr(refine, "refine", counting)
     with monkeypatch.context() as killing, pytest.raises(Killed):
         if moment != "learning":
-            killing.setattr(GgufScales, "write", dying)
+            killing.setattr(PackedScales, "write", dying)
         pipeline.quantize(bundled, tmp_path / "out", with_texts(SMALL), base, told)
     pipeline.quantize(bundled, tmp_path / "out", with_texts(SMALL), base, silent)
     assert len(learned) == (3 if moment == "learning" else 2), "what was learned is not learned again"
@@ -191,10 +199,39 @@ def test_killed_it_goes_on_and_makes_the_same_bytes(
 
 def test_an_expert_s_scales(mixture_of_experts: Callable[[str], Path], tmp_path: Path) -> None:
     model = mixture_of_experts("qwen3_moe")
-    report = make(model, tmp_path / "out", SMALL.model_copy(update={"variants": ("gguf-q4_0", "gptq-int4-g32")}))
+    variants = ("gguf-q4_0", "gptq-int4-g32")
+    make(model, tmp_path / "plain", SMALL.model_copy(update={"variants": variants, "refine": 0}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Refinement, "kept", True)
+        report = make(model, tmp_path / "out", SMALL.model_copy(update={"variants": variants}))
     for artifact in report.artifacts:
-        found = artifact.refinement
-        assert found is not None and found.held_out_kl[0] != found.held_out_kl[1]
+        before, after = (refine.open_scales(tmp_path / f, artifact, torch.device("cpu")).scales for f in ("plain", "out"))
+        experts = [name for name in before if "exps" in name or ".experts." in name]
+        assert experts and all(not torch.equal(before[name], after[name]) for name in experts if "exps" in name)
+        assert any(not torch.equal(before[name], after[name]) for name in experts)
+
+
+def test_what_is_not_finite_is_not_learned_from_and_never_kept(bundled: Path, plain: tuple[Path, Report]) -> None:
+    out, report = plain
+    opened = open_base(bundled)
+    source = refine.open_scales(out, report.artifact("gguf-q4_k_m"), torch.device("cpu"))
+    base, own = opened.decoder(), opened.decoder(source)
+    tokens = torch.arange(9 * 16).view(9, 16)
+    states = base.embed(tokens)  # those of another model than the base, which is no matter here
+    states[3, 2, 1] = torch.inf
+    _, found = refine.refine(base, states, own, source, tokens, 1, lambda done, steps: None)
+    assert all(map(math.isfinite, found.held_out_kl))
+    states[4:] = torch.nan
+    with pytest.raises(BadModel, match="of 9 calibration windows 3 are finite"):
+        refine.refine(base, states, own, source, tokens, 1, lambda done, steps: None)
+
+
+def test_windows_that_share_tokens_are_refused(bundled: Path, tmp_path: Path) -> None:
+    text = tmp_path / "short.txt"
+    text.write_text("A short text. " * 100)
+    recipe = SMALL.model_copy(update={"calibration": Calibration(source=str(text), windows=8, window=128)})
+    with pytest.raises(UsageError, match="windows must not share tokens"):
+        make(bundled, tmp_path / "out", recipe)
 
 
 def test_too_few_windows_to_hold_one_out() -> None:

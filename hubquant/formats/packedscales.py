@@ -24,10 +24,12 @@ class PackedScales(PackedSource):
         self.bits = {n: float(dynamic.of_linear(self._config, n.removesuffix(SCALES))["bits"]) for n in self.scales}
         self._codes: dict[str, tuple[Tensor, Tensor | None]] = {}
 
-    def write(self, scales: dict[str, Tensor]) -> None:
-        """Into the files, in place. Doing so twice does it once."""
-        for path in self._folder.glob("*.safetensors"):
-            overwrite(path, {name: values.half().cpu() for name, values in scales.items()})
+    def write(self, scales: dict[str, Tensor]) -> list[Path]:
+        halves = {name: values.half().cpu() for name, values in scales.items()}
+        paths = sorted(self._folder.glob("*.safetensors"))
+        for path in paths:
+            overwrite(path, halves)
+        return paths
 
     def tensor(self, name: str) -> Tensor:
         stem = name.removesuffix(".weight")

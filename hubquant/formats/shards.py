@@ -136,6 +136,12 @@ def overwrite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             file.write(tensors[name].contiguous().view(torch.uint8).numpy().data)
 
 
+def sync(path: Path) -> None:
+    """Returns when the disk has it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: object) -> None:
     """Pretty JSON under a temporary name, then put in place."""
     partial = path.with_name(path.name + ".part")

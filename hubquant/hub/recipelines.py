@@ -15,6 +15,7 @@ METHODS = {
     "gguf": "GGUF: scales of blocks searched under an importance matrix, the diagonal of each input's Hessian; codes with GPTQ's "
     "error feedback under that Hessian",
 }
+UNCALIBRATED = "GGUF: scales and codes of blocks searched together, under an importance matrix where one was given"
 SIXTEEN_BIT = ("F16", "BF16", "F32")
 MAX_NOTES = 12
 NUMBERS = re.compile(r"(\d+|\bno)( calibration tokens?)?\b")  # what notes of the same kind differ by
@@ -37,7 +38,8 @@ def budget_of(variant: Variant) -> str:
 
 
 def recipe_lines(report: Report, variants: list[Variant]) -> list[Markup]:
-    lines = [f"Method: {METHODS[name]}." for name in dict.fromkeys(variant.format for variant in variants)]
+    methods = METHODS if report.calibration_tokens else {**METHODS, "gguf": UNCALIBRATED}
+    lines = [f"Method: {methods[name]}." for name in dict.fromkeys(variant.format for variant in variants)]
     for variant in variants:
         artifact = report.artifact(variant.name)
         lines.append(f"{escape(type_of(variant))}: {_types(artifact)}")

@@ -216,9 +216,7 @@ class Decoder:
         names = [n for n in self.shapes() if n.startswith(prefix)]
         weights = {n.removeprefix(prefix): self.source.tensor(n).to(self.device, self.dtype) for n in names}
 
-        def layer(hidden: Tensor, **call: Any) -> Any:
-            return functional_call(self.layers[index], weights, (hidden,), call)
-
+        layer = _Weighted(self.layers[index], weights)
         return tuple(apply_layer(layer, h, self.call(index, window)) for h, window in zip(hidden, windows, strict=True))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -290,7 +288,17 @@ class Decoder:
                 raise BadModel(f"{checkpoint.folder.name}: tensor {name} has shape {found}; config.json asks for {wanted}")
 
 
-def apply_layer(layer: Callable[..., Any], hidden: Tensor, call: Call) -> Tensor:
+class _Weighted:
+    """A layer that is called with other weights than its own."""
+
+    def __init__(self, layer: nn.Module, weights: dict[str, Tensor]) -> None:
+        self.layer, self.weights = layer, weights
+
+    def __call__(self, hidden: Tensor, **call: Any) -> Any:
+        return functional_call(self.layer, self.weights, (hidden,), call)
+
+
+def apply_layer(layer: "nn.Module | _Weighted", hidden: Tensor, call: Call) -> Tensor:
     """One layer's output for [n, window, hidden]; layers that return tuples give their first element.
 
     Raises BadModel for a layer that cannot be run from what the model calls it with."""
@@ -300,7 +308,8 @@ def apply_layer(layer: Callable[..., Any], hidden: Tensor, call: Call) -> Tensor
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in why:
             raise
-        raise BadModel(f"a layer ({type(layer).__name__}) cannot be run by itself: {why}") from error
+        kind = type(layer.layer if isinstance(layer, _Weighted) else layer).__name__
+        raise BadModel(f"a layer ({kind}) cannot be run by itself: {why}") from error
     result: Tensor = output[0] if isinstance(output, tuple | list) else output
     return result
 

@@ -23,14 +23,14 @@ class GgufScales(GgufSource):
         self.bits = {name: self.header.tensors[name].kind.bits_per_weight for name in self.scales}
         self._parts: dict[str, Tensor] = {}
 
-    def write(self, scales: dict[str, Tensor]) -> None:
-        """Into the file, in place. Doing so twice does it once."""
+    def write(self, scales: dict[str, Tensor]) -> list[Path]:
         for name, values in scales.items():
             stored = self.header.tensors[name]
             changed = with_scales(self.header.blocks(name), stored.kind.name, values.cpu())
             with self.header.files[stored.shard].open("r+b") as file:
                 file.seek(stored.offset)
                 file.write(changed.numpy().data)
+        return list(self.header.files)
 
     def _decoded(self, slot: Slot) -> Tensor:
         name = slot.gguf_name
