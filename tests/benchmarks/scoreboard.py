@@ -33,7 +33,7 @@ MAX_TOKENS = 16384
 def run(model: Path, options: argparse.Namespace) -> None:
     """Make and measure what of the model's rows is missing."""
     results = Results(model.name)
-    work = options.work / model.name
+    work = options.work.resolve() / model.name
     calibration = prepare(model, options.calibration, options.windows, options.window, work)
     for name in options.tool or TOOLS:
         tool = TOOLS[name]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 CONSTRAINTS = ROOT / "constraints.txt"
-HOME = Path(os.environ.get("HUBQUANT_PEERS", ROOT / ".cache/peers"))
+HOME = Path(os.environ.get("HUBQUANT_PEERS", ROOT / ".cache/peers")).resolve()
 HUBQUANT = "hubquant"
 MADE = ".installed"
 

@@ -54,7 +54,8 @@ class Job:
         offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         measure = [sys.executable, str(HERE / "measure.py"), str(log), *command]
         whole = {**os.environ, **threads, **offline, **(environment or {})}
-        done = subprocess.run(measure, check=True, capture_output=True, text=True, env=whole)
+        # in its folder: GPTQModel writes logs/ where it is started
+        done = subprocess.run(measure, check=True, capture_output=True, text=True, env=whole, cwd=self.folder)
         used = json.loads(done.stdout)
         if used.pop("exit_code"):
             raise Failed(_last_words(log))
