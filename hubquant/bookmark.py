@@ -6,7 +6,6 @@ the other files and is replaced last, in one step; what it does not name is not 
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hubquant.artifact import Artifact
+from hubquant.formats.shards import sync
 from hubquant.formats.writer import ArtifactWriter, State
 from hubquant.model.hidden import HiddenFile
 from hubquant.model.topology import Absorber, LayerInput
@@ -88,8 +88,7 @@ class Bookmark:
         partial = self.folder / f"{FILE}.part"
         partial.write_text(text)
         for path in (self.folder / file, partial):
-            with path.open("rb") as written:
-                os.fsync(written.fileno())
+            sync(path)
         partial.replace(self.folder / FILE)
         self._remove_but({FILE, file, self.hidden(standing.next_layer).name})
 

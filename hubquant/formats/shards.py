@@ -37,8 +37,8 @@ class ShardWriter:
     def state(self) -> dict[str, Any]:
         """For `restore`; returns when the disk has every tensor so far."""
         for number in range(len(self._sizes)):
-            with suppress(FileNotFoundError), self._spool(number).open("rb") as file:
-                os.fsync(file.fileno())
+            with suppress(FileNotFoundError):
+                sync(self._spool(number))
         return {"headers": self._headers, "sizes": self._sizes}
 
     def restore(self, state: Mapping[str, Any]) -> None:
