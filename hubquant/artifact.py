@@ -58,6 +58,11 @@ class Artifact(Frozen):
         """The file a reader asks for: the GGUF file, else the first safetensors file."""
         return next(f for f in sorted(self.files) if f.endswith((".gguf", ".safetensors")) and f != "imatrix.gguf")
 
+    def path(self, out: Path) -> Path:
+        """What is opened to read it back: the GGUF file, else the folder."""
+        folder = out / self.folder
+        return folder / self.main_file if self.main_file.endswith(".gguf") else folder
+
 
 class Protocol(Frozen):
     """How tokens are scored. Two numbers compare only if all of this is equal."""

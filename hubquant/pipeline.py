@@ -30,7 +30,7 @@ from hubquant.model.decoder import Decoder
 from hubquant.onepass import finish, one_pass
 from hubquant.output import REPORT_FILE, alone_in, clear, disk_error, open_bookmark, write_report
 from hubquant.progress import Progress, into_file
-from hubquant.recipe import Recipe, variant
+from hubquant.recipe import Recipe
 from hubquant.refine import refine_all
 from hubquant.writers import discard_converted, writers_of_folder, writers_of_gguf
 
@@ -152,10 +152,8 @@ def source(out: Path, artifact: Artifact, device: torch.device = CPU) -> TensorS
 
     Raises BadModel if they are damaged, or of a family not known here.
     """
-    folder = out / artifact.folder
-    if variant(artifact.variant).format == "gguf":
-        return GgufSource(folder / artifact.main_file, device)
-    return PackedSource(folder, device)
+    path = artifact.path(out)
+    return GgufSource(path, device) if is_gguf(path) else PackedSource(path, device)
 
 
 def read_report(out: Path) -> Report:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hubquant import memory
 from hubquant.artifact import Artifact, Refinement, file_sha256
-from hubquant.base import OpenBase
+from hubquant.base import OpenBase, is_gguf
 from hubquant.bookmark import Bookmark
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.scales import GgufScales
@@ -29,7 +29,7 @@ from hubquant.formats.shards import sync
 from hubquant.model.checkpoint import TensorSource
 from hubquant.model.decoder import Decoder
 from hubquant.model.hidden import Hidden, HiddenFile
-from hubquant.recipe import HELD_OUT, variant
+from hubquant.recipe import HELD_OUT
 
 LEARNING_RATE = 0.01  # of a step between two codes, by which scales may change in one step; a cosine leads it to 0
 BETAS = (0.9, 0.99)
@@ -86,10 +86,8 @@ def refine_all(
 
 def open_scales(out: Path, artifact: Artifact, device: torch.device) -> Scales:
     """The artifact on disk, with scales to be replaced."""
-    folder = out / artifact.folder
-    if variant(artifact.variant).format == "gguf":
-        return GgufScales(folder / artifact.main_file, device)
-    return PackedScales(folder, device)
+    path = artifact.path(out)
+    return GgufScales(path, device) if is_gguf(path) else PackedScales(path, device)
 
 
 def _refined(
@@ -163,21 +161,20 @@ def refine(
     order: list[int] = []
     batch = min(-(-BATCH // tokens.shape[1]), len(learned))
 
-    def divergence(windows: list[int]) -> Tensor:
+    def divergence(windows: list[int]) -> float:
+        """Per token; its gradients, where they are wanted, are added to those of the changes."""
         hidden = tuple(embedded[window : window + 1] for window in windows)
         for index in range(len(decoder.layers)):
-            hidden = checkpoint(decoder.differentiable, index, windows, *hidden, use_reentrant=False)
-        teachers = [states[window : window + 1].split(CHUNK, 1) for window in windows]
-        parts = [
-            checkpoint(_divergence, base, decoder, wanted, found, use_reentrant=False)
-            for teacher, own in zip(teachers, hidden, strict=True)
-            for wanted, found in zip(teacher, own.split(CHUNK, 1), strict=True)
-        ]
-        return torch.stack(parts).sum() / (len(windows) * tokens.shape[1])
+            hidden = checkpoint(decoder.run_with_gradients, index, windows, *hidden, use_reentrant=False)
+        n = len(windows) * tokens.shape[1]
+        sums = [_divergence(base, decoder, states[w : w + 1], own) for w, own in zip(windows, hidden, strict=True)]
+        if torch.is_grad_enabled():
+            torch.autograd.backward(hidden, [slope / n for _, slope in sums])
+        return math.fsum(found for found, _ in sums) / n
 
     @torch.no_grad()
     def held_out() -> float:
-        found = math.fsum(float(divergence([window])) for window in held) / len(held)
+        found = math.fsum(divergence([window]) for window in held) / len(held)
         source.release()
         return found
 
@@ -187,7 +184,7 @@ def refine(
             while len(order) < batch:
                 order += [learned[i] for i in torch.randperm(len(learned), generator=random).tolist()]
             source.scales = {name: scales * (1 + change[name]) for name, scales in initial.items()}
-            divergence(order[:batch]).backward()
+            divergence(order[:batch])
             del order[:batch]
             optimizer.step()
             optimizer.zero_grad()
@@ -203,7 +200,18 @@ def refine(
     return scales, Refinement(steps=steps, held_out_kl=(before, after))
 
 
-def _divergence(base: Decoder, decoder: Decoder, teacher: Tensor, hidden: Tensor) -> Tensor:
-    """Σ over tokens of KL(base ‖ variant), in nats, from hidden states [1, n, hidden] after the last layers of both."""
-    wanted = torch.log_softmax(base.logits(teacher.to(base.dtype)), -1)
-    return (wanted.exp() * (wanted - torch.log_softmax(decoder.logits(hidden), -1))).sum()
+def _divergence(base: Decoder, decoder: Decoder, teacher: Tensor, hidden: Tensor) -> tuple[float, Tensor]:
+    """Σ over tokens of KL(base ‖ variant), in nats, from hidden states [1, window, hidden] after the last layers of both, and its
+    gradient by `hidden` (zeros where none is wanted). Logits of CHUNK tokens are in memory at a time."""
+    total, gradient = 0.0, torch.zeros_like(hidden)
+    for at in range(0, hidden.shape[1], CHUNK):
+        chunk = slice(at, at + CHUNK)
+        own = hidden[:, chunk].detach().requires_grad_(torch.is_grad_enabled())
+        wanted = torch.log_softmax(base.logits(teacher[:, chunk].to(base.dtype)), -1)
+        found = (wanted.exp() * (wanted - torch.log_softmax(decoder.logits(own), -1))).sum()
+        if torch.is_grad_enabled():
+            gradient[:, chunk] = torch.autograd.grad(found, own)[0]
+        total += float(found.detach())
+        del wanted, found
+        memory.trim()  # logits of some models are just too small for the C library to give them back by itself
+    return total, gradient

@@ -45,11 +45,12 @@ def wide(bundled: Path, folder: Path) -> Path:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["bundled", "wide"])
+@pytest.mark.parametrize("kind", ["bundled", "wide", "refined"])
 def test_memory_and_disk_are_within_a_fifth_of_what_is_said(kind: str, bundled: Path, tmp_path: Path) -> None:
     model = bundled if kind == "bundled" else wide(bundled, tmp_path / "m")
     variants = ["gptq-int4-g128", *(["gguf-q4_k_m"] if kind == "bundled" else [])]
     asked = ["--windows", "8", "--window", "64", *(part for name in variants for part in ("-v", name))]
+    asked += ["--refine", "1"] if kind == "refined" else []
     out = tmp_path / "out"
     said = json.loads(subprocess.check_output([*HUBQUANT, "plan", str(model), *asked, "--json"]))["needs"]
     resident, disk, _ = measured([*HUBQUANT, "quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)

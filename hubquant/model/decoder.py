@@ -209,7 +209,7 @@ class Decoder:
         with self._materialized(names):
             yield self.model
 
-    def differentiable(self, index: int, windows: Sequence[int], *hidden: Tensor) -> tuple[Tensor, ...]:
+    def run_with_gradients(self, index: int, windows: Sequence[int], *hidden: Tensor) -> tuple[Tensor, ...]:
         """The layer's outputs for several windows' hidden states, each [1, window, hidden], with weights straight from the source:
         gradients flow on into what it makes them of."""
         prefix = self.prefix(index)

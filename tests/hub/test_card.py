@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hubquant.artifact import Base, Report
+from hubquant.artifact import Base, Refinement, Report
 from hubquant.hub import card, howto, manifest
 from hubquant.hub.basecard import BaseCard
 from hubquant.hub.client import Hub
@@ -106,6 +106,23 @@ def test_a_report_that_was_not_measured_says_so(report: Report) -> None:
     text = build(report.model_copy(update={"evaluations": (), "verdicts": ()}), "gguf-q8_0")
     assert "Not measured." in text
     assert "not measured" in table(text, "| file | type")[0]
+
+
+def test_what_became_of_the_scales_is_said(report: Report) -> None:
+    def with_scales(before: float, after: float) -> str:
+        refinement = Refinement(steps=32, held_out_kl=(before, after))
+        artifacts = tuple(a.model_copy(update={"refinement": refinement}) for a in report.artifacts)
+        return build(report.model_copy(update={"artifacts": artifacts}), "awq-int4-g128")
+
+    assert "Scales" not in build(report, "awq-int4-g128")
+    assert "Scales refined (32 steps against the base's output" in with_scales(0.01275, 0.01075)
+    assert "0.01275 → 0.01075" in with_scales(0.01275, 0.01075)
+    assert "Scales as the pass left them: refined they are no better" in with_scales(0.01, 0.02)
+
+
+def test_error_feedback_is_claimed_only_where_there_was_calibration(report: Report) -> None:
+    assert "error feedback" in build(report, "gguf-q4_k_m")
+    assert "error feedback" not in build(report.model_copy(update={"calibration_tokens": 0}), "gguf-q4_k_m")
 
 
 def test_the_recipe_names_what_deviates(report: Report) -> None:

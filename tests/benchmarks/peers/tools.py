@@ -180,7 +180,7 @@ def hubquant(job: Job, variant: str) -> Made:
     found = next((a for a in Report.read(out).artifacts if a.variant == variant), None)
     if found is None:
         raise Failed("; ".join(note for note in Report.read(out).notes if note.startswith(variant)) or "it was given up")
-    path = out / found.folder / (found.main_file if variant.startswith("gguf-") else "")
+    path = found.path(out)
     return Made(path, path, (Step(**json.loads(kept.read_text())),), f"hubquant quantize {job.model.name} -o out -v {variant}")
 
 
