@@ -3,12 +3,17 @@
 
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import FrameType
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -305,25 +310,55 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Console script. Every error becomes a sentence and an exit code here, at the outermost edge."""
-    try:
-        app()
-    except HubquantError as error:
+    with _noted_interrupts() as interrupts:
+        try:
+            app()
+        except KeyboardInterrupt:
+            _interrupted()
+        except SystemExit as end:  # typer's own end of a command that Ctrl-C met
+            if end.code == 130:
+                _interrupted()
+            raise
+        except Exception as error:
+            if interrupts:
+                _interrupted()
+            _failed(error)
+
+
+def _failed(error: Exception) -> NoReturn:
+    if isinstance(error, HubquantError):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except SystemExit as end:  # typer's own end of a command that Ctrl-C met
-        if end.code == 130:
-            print("interrupted", file=sys.stderr)
-        raise
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
-            wanted = f"pip install 'hubquant[{EXTRAS[error.name]}]'"
-            print(f"error: this needs the package {error.name}; install it with: {wanted}", file=sys.stderr)
-            sys.exit(UsageError.exit_code)
-        print(f"bug: {type(error).__name__}: {error}; the full log is {_log()}", file=sys.stderr)
-        sys.exit(3)
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        wanted = f"pip install 'hubquant[{EXTRAS[error.name]}]'"
+        print(f"error: this needs the package {error.name}; install it with: {wanted}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+    print(f"bug: {type(error).__name__}: {error}; the full log is {_log()}", file=sys.stderr)
+    sys.exit(3)
+
+
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """A list that grows by one with every Ctrl-C: some C extensions turn a KeyboardInterrupt into an error of their own."""
+    met: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        met.append(number)
+        signal.default_int_handler(number, frame)
+
+    noted = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if noted:
+        signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield met
+    finally:
+        if noted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _interrupted() -> NoReturn:
+    print("interrupted", file=sys.stderr)
+    sys.exit(130)
 
 
 def _log() -> Path:

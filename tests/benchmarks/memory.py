@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 VARIANTS = ["gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m"]
 SHARD_LAYERS = 4
-MEASURE = Path(__file__).parent / "peers/measure.py"
+HERE = Path(__file__).parent
 
 
 def write_model(folder: Path, layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int) -> Path:
@@ -55,38 +55,15 @@ def write_model(folder: Path, layers: int, hidden: int, intermediate: int, heads
     return folder
 
 
-def folder_bytes(folder: Path) -> int:
-    """What it takes now, while somebody writes and renames in it."""
-    found = 0
-    for path, _, names in os.walk(folder):
-        for name in names:
-            try:
-                found += (Path(path) / name).stat().st_size
-            except FileNotFoundError:
-                continue
-    return found
-
-
-def measured(command: list[str], out: Path) -> tuple[int, int, float]:
-    """Largest resident set of the command and largest size of its output folder, in bytes, and its seconds."""
-    largest, done = 0, threading.Event()
-
-    def watch() -> None:
-        nonlocal largest
-        while not done.wait(0.01):
-            largest = max(largest, folder_bytes(out))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        told = subprocess.check_output([sys.executable, str(MEASURE), os.devnull, *command], text=True)
-    finally:
-        done.set()
-        watcher.join()
-    used = json.loads(told)
-    if used["exit_code"]:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return used["peak_bytes"], max(largest, folder_bytes(out)), used["wall_seconds"]
+def measured(arguments: list[str], out: Path) -> tuple[int, int, float]:
+    """Largest resident set of hubquant with these arguments and largest size of its output folder, in bytes, and its seconds."""
+    with tempfile.NamedTemporaryFile(mode="r") as held:
+        command = [sys.executable, str(HERE / "watched.py"), str(out), held.name, *arguments]
+        told = subprocess.check_output([sys.executable, str(HERE / "peers/measure.py"), os.devnull, *command], text=True)
+        used = json.loads(told)
+        if used["exit_code"]:
+            raise SystemExit(f"hubquant {' '.join(arguments)} failed")
+        return used["peak_bytes"], int(held.read()), used["wall_seconds"]
 
 
 def main() -> None:
@@ -110,7 +87,7 @@ def main() -> None:
         asked += ["--windows", str(options.windows), "--window", str(options.window)]
         hubquant = [sys.executable, "-m", "hubquant"]
         planned = json.loads(subprocess.check_output([*hubquant, "plan", str(model), *asked, "--json"]))["needs"]
-        memory, disk, seconds = measured([*hubquant, "quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)
+        memory, disk, seconds = measured(["quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)
         rows.append({"layers": layers, "memory": memory, "disk": disk, "seconds": seconds, "planned": planned})
         print(
             f"{layers} layers: peak memory {memory / 1e9:.2f} GB (planned {planned['memory_bytes'] / 1e9:.2f}), "
