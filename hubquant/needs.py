@@ -23,7 +23,9 @@ from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
+from hubquant.quantize.awq import ROWS as AWQ_ROWS
 from hubquant.quantize.ggml import GGML_TYPES
+from hubquant.quantize.gptq import SWEEPS
 from hubquant.quantize.scales import SCALES, part_bytes
 from hubquant.recipe import BITS, Frozen, Recipe, Variant, variant
 from hubquant.refine import BATCH, CHUNK
@@ -73,8 +75,8 @@ class Reading:
 
     @property
     def solving(self) -> int:
-        """GPTQ: the stacked weights and their reordered copy, with H, its factor and its inverse; then U, codes, and the
-        compensation of the columns to come; then, when codes are asked again, weights, codes as float32, values, error, the damped
+        """GPTQ: the stacked weights and their copy, with H reordered, reversed, and its factor; then that, codes, and what errors
+        leave to the columns to come; then, when codes are asked again, weights, codes as float32, values, error, the damped
         error and the gradient; then the decoded weights on their way."""
         factor = 2 * self.weights + 3 * FLOAT * self.width**2
         rounding = 3 * self.weights + self.weights // FLOAT + FLOAT * self.width**2
@@ -83,12 +85,12 @@ class Reading:
 
     @property
     def factor(self) -> int:
-        """Of H's inverse: kept while the layer is at work, for all GGUF variants."""
+        """Of H: kept while the layer is at work, for all GGUF variants."""
         return FLOAT * self.width**2
 
     @property
     def encoding(self) -> int:
-        """GGUF: the factor in the making beside H reordered and its inverse; or the matrix, what is left of it, codes, values,
+        """GGUF: the factor in the making beside H reordered and reversed; or the matrix, what is left of it, codes, values,
         error, the damped error and the gradient."""
         return max(2 * self.factor, 7 * self.largest)
 
@@ -97,15 +99,23 @@ class Reading:
         weights = self.width * sum(self.rows)
         products = 2.0 * tokens * (weights + self.width**2)
         others = 0.0
+        searched = sum(min(rows, AWQ_ROWS) for rows in self.rows) * self.width
+        # carrying errors to the columns after, half of them on average; the gradient, then each sweep, the last in half; the error
+        solving = (1 + 2 * (SWEEPS + 0.5) + 2) * weights * self.width
+        factor = 2 / 3 * self.width**3  # 1/3, at half the speed
+        formats = [v.format for v in variants]
+        if "gguf" in formats:
+            products += factor
         for v in variants:
-            error = 4.0 * weights * self.width  # of the output, before and after
             if v.format == "gguf":
-                products += (error + weights * self.width) * len(kinds(v)) + 4 / 3 * self.width**3
+                products += solving * len(kinds(v))
                 others += weights * speed.encoding[v.name]
             else:
                 times = len(BITS) if v.by_sensitivity else 1
-                products += (1 + 2 * SCALES_TRIED) * weights * self.width + times * (error + 4 / 3 * self.width**3)
-                others += weights * (SCALES_TRIED * speed.rounding + times * speed.fitting)
+                products += times * (solving + factor)
+                others += weights * times * speed.fitting
+                products += 2 * SCALES_TRIED * searched * self.width
+                others += SCALES_TRIED * searched * speed.rounding
         return products / speed.products + others
 
 

@@ -6,6 +6,7 @@ import torch
 from hubquant_kernels.awq_search import quadratic_form
 from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hubquant.quantize.feedback import Factor, has_blocks
 from hubquant.quantize.gptq import damp_ratio_for
@@ -30,6 +31,7 @@ class InputStatistics:
         self.abs_sum = torch.zeros(in_features, device=device)
         self.n_tokens = 0
         self.dropped_rows = 0
+        self._energies = WeakTensorKeyDictionary()
 
     def add(self, x: Tensor) -> None:
         """`x` [..., in], any float dtype."""
@@ -89,10 +91,16 @@ class InputStatistics:
         result.hessian = self.hessian / (s[:, None] * s[None, :])
         result.abs_sum = self.abs_sum / s
         result.n_tokens, result.dropped_rows = self.n_tokens, self.dropped_rows
+        result._energies = WeakTensorKeyDictionary()
         return result
 
     def output_error(self, weight: Tensor, quantized: Tensor) -> float:
         """tr(ΔHΔᵀ)/tr(WHWᵀ), Δ = quantized − weight [out, in]: the relative squared error of the linear's output."""
-        error = float(quadratic_form(quantized - weight, self.hessian))
-        scale = float(quadratic_form(weight, self.hessian))
-        return error / scale if scale > 0 else 0.0
+        error, energy = float(quadratic_form(quantized - weight, self.hessian)), self.energy(weight)
+        return error / energy if energy > 0 else 0.0
+
+    def energy(self, weight: Tensor) -> float:
+        """tr(WHWᵀ) of weight [out, in], worked out once for all variants. To be asked for when the last token was added."""
+        if weight not in self._energies:
+            self._energies[weight] = float(quadratic_form(weight, self.hessian))
+        return float(self._energies[weight])

@@ -37,7 +37,7 @@ class Sensitivity:
                 self._branches[f"{layer.prefix}{linear}.weight"] = branch
                 # of a block the linear that is read last writes to the stream; a router or a gate beside it is of another width
                 if last[owner] == linear and weight.shape[0] == width:
-                    added = float(((weight @ layer.statistics[read.name].hessian) * weight).sum())
+                    added = layer.statistics[read.name].energy(weight)
                     self._energy[branch] = self._energy.get(branch, 0.0) + added
 
     def state(self) -> State:

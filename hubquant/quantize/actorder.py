@@ -12,7 +12,8 @@ from hubquant_kernels.gptq_block import gptq_block
 from hubquant_kernels.grid import fit_group
 from torch import Tensor
 
-from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, inverse_cholesky, solve
+from hubquant.quantize.compensation import Compensation, cholesky
+from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight
 from hubquant.quantize.order import channel_order
 
@@ -37,18 +38,18 @@ def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float 
     W, H = weight.float().clamp(-limit, limit), hessian[order][:, order]
     seen = H.diagonal() > 0
     H /= torch.where(seen.any(), H.diagonal().amax(), 1)
-    U = inverse_cholesky(H, damp_ratio)
-    remaining = torch.empty_like(U.diagonal())
-    remaining[order] = seen / U.diagonal()  # (w − q)/U_ii is what a channel's rounding adds to the loss
+    R = cholesky(H, damp_ratio)
+    del H
+    remaining = torch.empty_like(R.diagonal())
+    remaining[order] = seen * R.diagonal()  # what a channel's rounding adds to the loss: (w − q)·R_jj, squared
     scales, zeros = _scales(W, remaining, grid)
-    group = order // grid.group_size
-    W, codes = W[:, order], torch.empty_like(W, dtype=torch.uint8)
+    compensation, codes = Compensation(R, len(W)), torch.empty_like(W, dtype=torch.uint8)
     for start in range(0, W.shape[1], BLOCK):
-        end = min(start + BLOCK, W.shape[1])
-        block, U_block = W[:, start:end].contiguous(), U[start:end, start:end].contiguous()
-        scale, zero = scales[:, group[start:end]], zeros[:, group[start:end]]
-        codes[:, order[start:end]], Err = gptq_block(block, U_block, scale, zero, grid.max_code)
-        W[:, end:] -= Err @ U[start:end, end:]
+        block = compensation.block(start, min(start + BLOCK, W.shape[1]))
+        places = order[block.start : block.end]
+        scale, zero = scales[:, places // grid.group_size], zeros[:, places // grid.group_size]
+        codes[:, places], left = gptq_block(block.target(W[:, places]), block.factor, scale, zero, grid.max_code)
+        compensation.carry(block, left)
     return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
 
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from hubquant.quantize.grid import Grid
 
 RATIOS = 20
+# Of each weight, by which a scale is judged: the channels are the same for all of them.
+ROWS = 512
 STRIDES = (4, 2, 1)  # every fourth ratio, then the neighbours of the best: 9 losses in place of 20
 
 
@@ -25,7 +27,7 @@ def search_scale(
     absorber feeds several of them (grouped-query attention): those share one scale. Ratio 0 is plain rounding, so the
     result is never worse than that by this loss.
     """
-    sources = _per_source(mean_abs, channels)
+    sources, judges = _per_source(mean_abs, channels), [_some_rows(w) for w in weights]
     losses: dict[int, float] = {}
 
     def scale(step: int) -> Tensor:
@@ -39,9 +41,17 @@ def search_scale(
         steps = [step for step in wanted if 0 <= step < RATIOS and step not in losses]
         if steps:
             scales = torch.stack([scale(step) for step in steps])
-            by_weight = [awq_losses(w, hessian, scales, grid.bits, grid.group_size, grid.symmetric).tolist() for w in weights]
+            by_weight = [awq_losses(w, hessian, scales, grid.bits, grid.group_size, grid.symmetric).tolist() for w in judges]
             losses |= {step: sum(losses_of_one[i] for losses_of_one in by_weight) for i, step in enumerate(steps)}
     return scale(best())
+
+
+def _some_rows(weight: Tensor) -> Tensor:
+    """At most ROWS rows of weight [out, in], drawn alike every time."""
+    if len(weight) <= ROWS:
+        return weight
+    drawn = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:ROWS]
+    return weight[drawn.sort().values.to(weight.device)]
 
 
 def _per_source(mean_abs: Tensor, channels: Tensor | None) -> Tensor:

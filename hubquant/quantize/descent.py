@@ -59,28 +59,42 @@ def descend(weight: Tensor, found: Codes, hessian: Tensor, damp: Tensor, sweeps:
     """
     error = weight - found.values(0, weight.shape[1])
     gradient = torch.addmm(error * damp, error, hessian)
-    for _ in range(sweeps):
+    del error
+    for sweep in range(sweeps):
         for start in range(0, weight.shape[1], BLOCK):
             end = min(start + BLOCK, weight.shape[1])
-            if zeros is not None:
-                for group in range(-(-start // found.group_size), -(-end // found.group_size)):
-                    _refit(found, group, zeros[:, group], gradient, hessian, damp)
-            moved = _choose_again(found, start, end, gradient, hessian, damp)
-            _follow(gradient, moved, start, hessian, damp)
+            groups = range(-(-start // found.group_size), -(-end // found.group_size))
+            within = -(-end // found.group_size) * found.group_size == end  # or the last one goes on in other blocks
+            if zeros is not None and not within:
+                for group in groups:
+                    _refit(found, group, zeros, gradient, 0, hessian, damp)
+            before, inside = found.values(start, end), gradient[:, start:end].clone()
+            if zeros is not None and within:
+                for group in groups:
+                    _refit(found, group, zeros, inside, start, hessian, damp)
+            _choose_again(found, start, end, inside, hessian, damp)
+            # in the last sweep nobody asks again for the columns before
+            first = end if sweep == sweeps - 1 else 0
+            _follow(gradient[:, first:], first, found.values(start, end) - before, start, hessian, damp)
 
 
-def _follow(gradient: Tensor, moved: Tensor, start: int, hessian: Tensor, damp: Tensor) -> None:
-    """The gradient after the values of the columns from `start` on moved."""
+def _follow(gradient: Tensor, first: int, moved: Tensor, start: int, hessian: Tensor, damp: Tensor) -> None:
+    """The gradient of the columns from `first` on, after the values of the columns from `start` on moved by `moved`."""
     end = start + moved.shape[1]
-    gradient.addmm_(moved, hessian[start:end], alpha=-1)
-    gradient[:, start:end].sub_(moved * damp[start:end])
+    gradient.addmm_(moved, hessian[start:end, first : first + gradient.shape[1]], alpha=-1)
+    if start >= first:
+        gradient[:, start - first : end - first].sub_(moved * damp[start:end])
 
 
-def _refit(found: Codes, group: int, zero: Tensor, gradient: Tensor, hessian: Tensor, damp: Tensor) -> None:
-    """The step of one group with the least error for its codes; the old one where float16 has none that is better."""
+def _refit(found: Codes, group: int, zeros: Tensor, gradient: Tensor, first: int, hessian: Tensor, damp: Tensor) -> None:
+    """The step of one group with the least error for its codes; the old one where float16 has none that is better.
+
+    `gradient`: of columns from `first` on, which follows.
+    """
     start, end = group * found.group_size, (group + 1) * found.group_size
+    zero = zeros[:, group]
     levels = found.codes[:, start:end] - zero[:, None]
-    slope = (gradient[:, start:end] * levels).sum(1)
+    slope = (gradient[:, start - first : end - first] * levels).sum(1)
     curvature = (torch.addmm(levels * damp[start:end], levels, hessian[start:end, start:end]) * levels).sum(1)
     old = found.step[:, group]
     new = (old + slope / curvature.clamp(min=TINY)).half().float()
@@ -89,13 +103,11 @@ def _refit(found: Codes, group: int, zero: Tensor, gradient: Tensor, hessian: Te
     change = torch.where(better, change, 0)
     found.step[:, group] = old + change
     found.offset[:, group] = -zero * found.step[:, group]
-    _follow(gradient, change[:, None] * levels, start, hessian, damp)
+    _follow(gradient, first, change[:, None] * levels, start, hessian, damp)
 
 
-def _choose_again(found: Codes, start: int, end: int, gradient: Tensor, hessian: Tensor, damp: Tensor) -> Tensor:
-    """New codes for these columns, one after the other; returns by how much their values moved, [out, end − start]."""
+def _choose_again(found: Codes, start: int, end: int, gradient: Tensor, hessian: Tensor, damp: Tensor) -> None:
+    """New codes for these columns, one after the other, from the gradient [out, end − start] of theirs."""
     step = without_zeros(found.columns(start, end)[0])
     H = hessian[start:end, start:end] + torch.diag(damp[start:end])
-    before = found.codes[:, start:end].clone()
-    found.codes[:, start:end] = descend_block(before, gradient[:, start:end], H, step, found.top)
-    return (found.codes[:, start:end] - before) * step
+    found.codes[:, start:end] = descend_block(found.codes[:, start:end].clone(), gradient, H, step, found.top)

@@ -12,9 +12,10 @@ from hubquant_kernels.ggml_grid import GRIDDED, BlockGrid, block_grid
 from hubquant_kernels.gptq_block import gptq_block, gptq_codebook_block
 from torch import Tensor
 
+from hubquant.quantize.compensation import Compensation, cholesky
 from hubquant.quantize.descent import Codes, damping, descend, without_zeros
 from hubquant.quantize.ggml import decode, encode, ggml_type
-from hubquant.quantize.gptq import DAMP_RATIO, SWEEPS, inverse_cholesky
+from hubquant.quantize.gptq import DAMP_RATIO, SWEEPS
 from hubquant.quantize.order import channel_order
 
 # columns between two updates of all that is left, and the sizes of sub-blocks, each a part of the one before
@@ -26,7 +27,7 @@ EXACT = ("F32", "F16", "BF16")
 class Factor:
     """What error feedback needs of a hessian [in, in] = Σxᵀx, once for all matrices that read the input, whatever their types.
 
-    order: the columns by importance, blocks first, then sub-blocks inside blocks, then columns. U: upper, UᵀU = H⁻¹ in that order.
+    order: the columns by importance, blocks first, then sub-blocks inside blocks, then columns. R: upper, RRᵀ = H in that order.
     importance: the hessian's diagonal, in the order of the row, as part of the largest. damp [in]: what is added to the diagonal.
     Needs a width that has_blocks.
     """
@@ -36,7 +37,7 @@ class Factor:
         self.order = channel_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
         self.hessian, self.damp = hessian, damping(hessian, damp_ratio)
         self.importance = hessian.diagonal() / hessian.diagonal().amax()
-        self.U = inverse_cholesky(hessian[self.order][:, self.order] / hessian.diagonal().amax(), damp_ratio)
+        self.R = cholesky(hessian[self.order][:, self.order] / hessian.diagonal().amax(), damp_ratio)
 
 
 def has_blocks(width: int) -> bool:
@@ -52,26 +53,25 @@ def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor, sweeps:
     kind = ggml_type(type_name)
     if type_name in EXACT:
         return encode(weight, type_name)
-    size, U = factor.block, factor.U
-    W = weight.float()[:, factor.order]
+    size, W = factor.block, weight.float()
+    compensation = Compensation(factor.R, len(W))
     data = W.new_empty(W.shape[0], W.shape[1] // size, size // kind.block_size * kind.type_size, dtype=torch.uint8)
     for start in range(0, W.shape[1], size):
-        end, place = start + size, int(factor.order[start]) // size
-        inside = factor.order[start:end] - place * size
-        U_block, left = U[start:end, start:end], W[:, start:end]
-        importance = factor.importance[place * size : (place + 1) * size]
-        found = encode(left[:, inside.argsort()].contiguous(), type_name, importance)
+        block, place = compensation.block(start, start + size), int(factor.order[start]) // size
+        inside = factor.order[start : start + size] - place * size
+        here = slice(place * size, (place + 1) * size)
+        target = block.target(W[:, here][:, inside])
+        found = encode(target[:, inside.argsort()].contiguous(), type_name, factor.importance[here])
         if type_name in GRIDDED:
             grid = block_grid(found.view(-1, kind.type_size), type_name)
-            codes, Err = _choose_codes(left, U_block, grid, inside)
+            codes, left = _choose_codes(target, block.factor, grid, inside)
             found = grid.recode(codes.view(-1, kind.block_size)).view_as(found)
         else:
-            error = left - decode(found, type_name)[:, inside]
-            Err = torch.linalg.solve_triangular(U_block, error, upper=True, left=False)
+            left = (target - decode(found, type_name)[:, inside]) @ block.metric
         data[:, place] = found
-        W[:, end:] -= Err @ U[start:end, end:]
+        compensation.carry(block, left)
     if sweeps and type_name in GRIDDED:
-        return _asked_again(weight.float(), data.view(-1, kind.type_size), type_name, factor, sweeps)
+        return _asked_again(W, data.view(-1, kind.type_size), type_name, factor, sweeps)
     return data.flatten(1)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hubquant.quantize.gptq import DAMP_RATIO, inverse_cholesky, solve
+from hubquant.quantize.gptq import DAMP_RATIO, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight, round_to_nearest
 from hubquant.quantize.order import channel_order
 
@@ -226,32 +226,3 @@ def test_a_huge_row_does_not_touch_the_others() -> None:
     others = [i for i in range(16) if i != 3]
     assert torch.equal(found.codes[others], expected.codes[others])
     assert torch.equal(found.scales[others], expected.scales[others])
-
-
-def test_the_factor_is_that_of_the_damped_inverse() -> None:
-    _, hessian = problem(15)
-    U = inverse_cholesky(hessian, 0.05)
-    assert torch.equal(U, U.triu())
-    damped = hessian.double() + 0.05 * hessian.double().diagonal().mean() * torch.eye(128)
-    assert torch.allclose(U.T.double() @ U.double() @ damped, torch.eye(128).double(), atol=1e-2)
-
-
-def test_damping_rises_until_it_is_enough() -> None:
-    """Eigenvalue −0.3 of the mean diagonal: a tenth of that is not enough, ten times more is."""
-    hessian = torch.diag(torch.tensor([1.3, 1.3, 1.3, -0.3 + 0.1]))
-    hessian[0, 3] = hessian[3, 0] = 0.7
-    mean = float(hessian.diagonal()[hessian.diagonal() > 0].mean())
-    U = inverse_cholesky(hessian, 0.05)
-    repaired = hessian.clone()
-    repaired.diagonal()[hessian.diagonal() <= 0] = mean
-    damped = repaired + 0.05 * mean * torch.eye(4)
-    assert torch.allclose(U.T @ U @ damped, torch.eye(4), atol=1e-5)
-    indefinite = torch.tensor([[1.0, 1.2], [1.2, 1.0]])
-    U = inverse_cholesky(indefinite, 0.05)
-    assert torch.allclose(U.T @ U @ (indefinite + 0.5 * torch.eye(2)), torch.eye(2), atol=1e-5)
-
-
-def test_without_any_factor_the_diagonal_alone_is_used() -> None:
-    hopeless = torch.tensor([[1.0, 9.0], [9.0, 3.0]])
-    U = inverse_cholesky(hopeless, 0.05)
-    assert torch.allclose(U, torch.diag(torch.tensor([3.0, 5.0]).rsqrt()))

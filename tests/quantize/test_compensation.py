@@ -1,0 +1,66 @@
+"""The factor of a hessian, and what it carries of errors to the columns after them."""
+
+import torch
+from torch import Tensor
+
+from hubquant.quantize.compensation import Compensation, cholesky
+
+
+def hessian_of(seed: int, width: int = 128) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    x = torch.randn(300, width, generator=random) @ torch.randn(width, width, generator=random)
+    return x.T @ x
+
+
+def check_factor(R: Tensor, damped: Tensor) -> None:
+    """RRᵀ is the matrix within the rounding of a Cholesky factorization (Higham 2002, theorem 10.3), element by element."""
+    steps = (len(damped) + 1) * torch.finfo(torch.float32).eps / 2
+    exact = R.double()
+    assert torch.equal(R, R.triu())
+    # the damped diagonal itself is a rounded sum
+    allowed = steps / (1 - steps) * (exact.abs() @ exact.abs().T) + 2 * torch.finfo(torch.float32).eps * damped.double().abs()
+    assert bool(((exact @ exact.T - damped.double()).abs() <= allowed).all())
+
+
+def test_the_factor_is_that_of_the_damped_hessian_which_stays_as_it_is() -> None:
+    hessian = hessian_of(15)
+    before = hessian.clone()
+    R = cholesky(hessian, 0.05)
+    assert torch.equal(hessian, before)
+    check_factor(R, hessian.double() + 0.05 * float(hessian.diagonal().mean()) * torch.eye(128))
+
+
+def test_damping_rises_until_it_is_enough() -> None:
+    """Eigenvalue −0.3 of the mean diagonal: a tenth of that is not enough, ten times more is."""
+    hessian = torch.diag(torch.tensor([1.3, 1.3, 1.3, -0.3 + 0.1]))
+    hessian[0, 3] = hessian[3, 0] = 0.7
+    mean = float(hessian.diagonal()[hessian.diagonal() > 0].mean())
+    repaired = hessian.clone()
+    repaired.diagonal()[hessian.diagonal() <= 0] = mean
+    check_factor(cholesky(hessian, 0.05), repaired + 0.05 * mean * torch.eye(4))
+    indefinite = torch.tensor([[1.0, 1.2], [1.2, 1.0]])
+    check_factor(cholesky(indefinite, 0.05), indefinite + 0.5 * torch.eye(2))
+
+
+def test_without_any_factor_the_diagonal_alone_is_used() -> None:
+    hopeless = torch.tensor([[1.0, 9.0], [9.0, 3.0]])
+    assert torch.allclose(cholesky(hopeless, 0.05), torch.diag(torch.tensor([3.0, 5.0]).sqrt()))
+
+
+def test_a_target_is_where_the_loss_of_all_columns_so_far_is_least() -> None:
+    """Of columns rounded in blocks, in float64: the block's best answer to the errors before it, the columns after it free."""
+    hessian = hessian_of(3, 96).double()
+    random = torch.Generator().manual_seed(4)
+    weight = torch.randn(5, 96, generator=random, dtype=torch.float64)
+    R = cholesky(hessian, 0.0)
+    compensation = Compensation(R, 5)
+    errors = torch.zeros_like(weight)
+    for start, end in ((0, 32), (32, 48), (48, 96)):
+        block = compensation.block(start, end)
+        target = block.target(weight[:, start:end])
+        # minimizing over this block and all after it, given the errors before: H_ff e_f = −H_fb e_b
+        free = torch.linalg.solve(hessian[start:, start:], hessian[start:, :start] @ errors[:, :start].T).T
+        assert torch.allclose(target - weight[:, start:end], free[:, : end - start], atol=1e-9)
+        rounded = (target * 4).round() / 4
+        errors[:, start:end] = weight[:, start:end] - rounded
+        compensation.carry(block, (target - rounded) @ block.metric)
