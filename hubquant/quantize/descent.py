@@ -31,8 +31,12 @@ class Codes:
 
     def values(self, start: int, end: int) -> Tensor:
         """[out, end − start] float32."""
-        step, offset = self.columns(start, end)
-        return step * self.codes[:, start:end] + offset
+        if start % self.group_size or end % self.group_size:
+            step, offset = self.columns(start, end)
+            return torch.addcmul(offset, step, self.codes[:, start:end])
+        groups = slice(start // self.group_size, end // self.group_size)
+        codes = self.codes[:, start:end].unflatten(1, (-1, self.group_size))
+        return torch.addcmul(self.offset[:, groups, None], self.step[:, groups, None], codes).flatten(1)
 
     def columns(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         """Step and offset of each column, [out, end − start]."""
