@@ -2,6 +2,8 @@
 
 `make memory` writes random checkpoints of Llama-2-7B's shape in bfloat16 shards, makes three variants of each in a process of its
 own, and compares the largest resident set with what `hubquant plan` says. Few tokens: they cost time, and little memory.
+It takes hours on few cores, so what is measured is kept, and a pass that was stopped goes on where it stood: its peak is then that
+of the layers that were left.
 """
 
 import argparse
@@ -22,6 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 VARIANTS = ["gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m"]
 SHARD_LAYERS = 4
 HERE = Path(__file__).parent
+INDEX = "model.safetensors.index.json"
+HUBQUANT = [sys.executable, "-m", "hubquant"]
 
 
 def write_model(folder: Path, layers: int, hidden: int, intermediate: int, heads: int, vocabulary: int) -> Path:
@@ -51,7 +55,7 @@ def write_model(folder: Path, layers: int, hidden: int, intermediate: int, heads
             tensors[name] = values.to(torch.bfloat16)
         save_file(tensors, folder / shard, {"format": "pt"})
     index = {"metadata": {}, "weight_map": {name: shard for shard, names in shards.items() for name in names}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / INDEX).write_text(json.dumps(index))
     return folder
 
 
@@ -68,7 +72,7 @@ def measured(arguments: list[str], out: Path) -> tuple[int, int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="for checkpoints and outputs, one at a time")
+    parser.add_argument("folder", type=Path, help="for checkpoints and outputs, one at a time, and for what was measured")
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 8, 16])
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--intermediate", type=int, default=11008)
@@ -78,26 +82,38 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--window", type=int, default=128)
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    for layers in options.layers:
-        shutil.rmtree(options.folder, ignore_errors=True)
-        sizes = (layers, options.hidden, options.intermediate, options.heads, options.vocabulary)
-        model, out = write_model(options.folder / "model", *sizes), options.folder / "out"
-        asked = [part for name in options.variants for part in ("-v", name)]
-        asked += ["--windows", str(options.windows), "--window", str(options.window)]
-        hubquant = [sys.executable, "-m", "hubquant"]
-        planned = json.loads(subprocess.check_output([*hubquant, "plan", str(model), *asked, "--json"]))["needs"]
-        memory, disk, seconds = measured(["quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)
-        rows.append({"layers": layers, "memory": memory, "disk": disk, "seconds": seconds, "planned": planned})
-        print(
-            f"{layers} layers: peak memory {memory / 1e9:.2f} GB (planned {planned['memory_bytes'] / 1e9:.2f}), "
-            f"disk {disk / 1e9:.2f} GB (planned {planned['disk_bytes'] / 1e9:.2f}), {seconds:.0f} s "
-            f"(planned {planned['seconds']:.0f})",
-            flush=True,
-        )
-    shutil.rmtree(options.folder)
+    sizes = (options.hidden, options.intermediate, options.heads, options.vocabulary)
+    asked = [part for name in options.variants for part in ("-v", name)]
+    asked += ["--windows", str(options.windows), "--window", str(options.window)]
+    rows = [row_of(options.folder / f"{layers}-layers", layers, sizes, asked) for layers in options.layers]
     growth = 100 * (rows[-1]["memory"] / rows[0]["memory"] - 1)
-    print(f"growth from {rows[0]['layers']} to {rows[-1]['layers']} layers: {growth:.1f} %")
+    print(f"growth from {options.layers[0]} to {options.layers[-1]} layers: {growth:.1f} %")
+
+
+def row_of(folder: Path, layers: int, sizes: tuple[int, int, int, int], asked: list[str]) -> dict[str, Any]:
+    """What a pass over so many layers takes, printed, and kept in `folder`."""
+    model, out, kept = folder / "model", folder / "out", folder / "measured.json"
+    if not kept.exists():
+        if not (model / INDEX).exists():
+            shutil.rmtree(model, ignore_errors=True)
+            write_model(model, layers, *sizes)
+        planned = json.loads(subprocess.check_output([*HUBQUANT, "plan", str(model), *asked, "--json"]))["needs"]
+        memory, disk, seconds = measured(["quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)
+        row = {"asked": asked, "memory": memory, "disk": disk, "seconds": seconds, "planned": planned}
+        kept.write_text(json.dumps(row))
+        shutil.rmtree(model)
+        shutil.rmtree(out)
+    row = json.loads(kept.read_text())
+    if row["asked"] != asked:
+        raise SystemExit(f"{kept} is of {' '.join(row['asked'])}; remove it, or name another folder")
+    planned = row["planned"]
+    print(
+        f"{layers} layers: peak memory {row['memory'] / 1e9:.2f} GB (planned {planned['memory_bytes'] / 1e9:.2f}), "
+        f"disk {row['disk'] / 1e9:.2f} GB (planned {planned['disk_bytes'] / 1e9:.2f}), {row['seconds']:.0f} s "
+        f"(planned {planned['seconds']:.0f})",
+        flush=True,
+    )
+    return row
 
 
 if __name__ == "__main__":
