@@ -4,7 +4,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hubquant_kernels import native
 from hubquant_kernels.grid import SMALLEST_SCALE, fit_group, group_range, round_to_grid
+from hubquant_kernels.native_columns import grid_losses
 from torch import Tensor
 
 
@@ -166,3 +168,26 @@ def test_a_batch_is_its_matrices_one_by_one() -> None:
 def test_operator_keeps_torchs_rules(grid: Grid) -> None:
     torch.library.opcheck(fit_group, (weights(4, 16, seed=0), metric(16, seed=0), *grid))
     torch.library.opcheck(fit_group, (weights(4, 16, seed=0)[None], metric(16, seed=0)[None], *grid))
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("upper", [True, False])
+@pytest.mark.parametrize(("out", "n", "bits"), [(1, 5, 4), (17, 30, 2), (300, 128, 4)])
+def test_losses_in_machine_code_are_those_of_plain_torch(out: int, n: int, bits: int, upper: bool) -> None:
+    """Their errors are the same numbers; sums of n products in another order differ by γ_n = n·2⁻²⁴ of their magnitudes at most
+    (Higham 2002, section 3.1), fused or not."""
+    weight, by = weights(out + 2, n, seed=out), metric(n, seed=n)
+    by = by.T.contiguous() if upper else by
+    scales = torch.rand(5, out + 2, generator=torch.Generator().manual_seed(2)) * 0.1 + 0.01
+    zeros = torch.randint(0, 2**bits, scales.shape, generator=torch.Generator().manual_seed(3)).float()
+    found = grid_losses(weight, by, scales, zeros, 2**bits - 1)
+    assert found is not None
+    gamma = n * 2.0**-24 / (1 - n * 2.0**-24)
+    for losses, scale, zero in zip(found.double(), scales, zeros, strict=True):
+        codes = round_to_grid(weight, scale[:, None], zero[:, None], 2**bits - 1)
+        error = ((codes - zero[:, None]) * scale[:, None] - weight).double()
+        moved = error @ by.double()
+        off = gamma * (error.abs() @ by.double().abs())
+        allowed = (2 * moved.abs() * off + off.square()).sum(1)
+        exact = moved.square().sum(1)
+        assert bool(((losses - exact).abs() <= allowed + gamma * (exact + allowed) + 2.0**-23 * exact).all())

@@ -7,6 +7,7 @@ a signed scale, so the wider side of the range can be either one.
 import torch
 from torch import Tensor
 
+from . import native_columns
 from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
 
@@ -20,8 +21,8 @@ def round_to_grid(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int) ->
     return torch.clamp(torch.round(weight / scale) + zero, 0, max_code)
 
 
-def group_range(weight: Tensor, bits: int, symmetric: bool, shrink: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Scale and zero [..., 1] that span the range of weight [..., n] times `shrink`."""
+def group_range(weight: Tensor, bits: int, symmetric: bool, shrink: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
+    """Scale and zero [..., 1] that span the range of weight [..., n] times `shrink`, or [..., k] for k of them."""
     if symmetric:
         middle = 2 ** (bits - 1)
         largest = torch.gather(weight, -1, weight.abs().argmax(-1, keepdim=True))
@@ -46,17 +47,19 @@ def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tup
         fitted = [fit_group(w, m, bits, symmetric) for w, m in zip(weight, metric, strict=True)]
         return torch.stack([scale for scale, _ in fitted]), torch.stack([zero for _, zero in fitted])
     max_code = 2**bits - 1
-    scale, zero = group_range(weight, bits, symmetric)
-    loss = _loss(weight, scale, zero, max_code, metric)
-    for step in range(1, SHRINK_STEPS + 1):
-        for candidate in _candidates(weight, bits, symmetric, 1.0 - 0.5 * step / SHRINK_STEPS):
-            scale, zero, loss = _better(weight, max_code, metric, (scale, zero, loss), candidate)
+    shrink = 1.0 - 0.5 * torch.arange(1, SHRINK_STEPS + 1, device=weight.device) / SHRINK_STEPS
+    grids = [group_range(weight, bits, symmetric), *_candidates(weight, bits, symmetric, shrink)]
+    scales, zeros = (torch.cat(parts, 1) for parts in zip(*grids, strict=True))
+    losses = _losses(weight, scales, zeros, max_code, metric)
+    best = losses.argmin(1, keepdim=True)  # the first of those with the least
+    scale, zero, loss = (values.gather(1, best) for values in (scales, zeros, losses))
     for _ in range(2):
         points = round_to_grid(weight, scale, zero, max_code) - zero
         projected, target = _under(points, metric), _under(weight, metric)
         norm = (projected * projected).sum(1, keepdim=True)
-        refit = (projected * target).sum(1, keepdim=True) / norm.clamp_min(torch.finfo(torch.float32).tiny)
-        scale, zero, loss = _better(weight, max_code, metric, (scale, zero, loss), (_storable(refit), zero))
+        refit = _storable((projected * target).sum(1, keepdim=True) / norm.clamp_min(torch.finfo(torch.float32).tiny))
+        its_loss = _losses(weight, refit, zero, max_code, metric)
+        scale, loss = torch.where(its_loss < loss, refit, scale), torch.minimum(its_loss, loss)
     return scale, zero
 
 
@@ -65,7 +68,7 @@ def _(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tuple[Tenso
     return weight.new_empty((*weight.shape[:-1], 1)), weight.new_empty((*weight.shape[:-1], 1))
 
 
-def _candidates(weight: Tensor, bits: int, symmetric: bool, shrink: float) -> list[tuple[Tensor, Tensor]]:
+def _candidates(weight: Tensor, bits: int, symmetric: bool, shrink: Tensor) -> list[tuple[Tensor, Tensor]]:
     scale, zero = group_range(weight, bits, symmetric, shrink)
     if symmetric:
         # the narrow side spans one step less: turned round, the scale must be larger by that step to reach the same weight
@@ -81,21 +84,21 @@ def _storable(scale: Tensor) -> Tensor:
     return torch.copysign(magnitude, scale).half().float()
 
 
-def _loss(weight: Tensor, scale: Tensor, zero: Tensor, max_code: int, metric: Tensor) -> Tensor:
-    error = (round_to_grid(weight, scale, zero, max_code) - zero) * scale - weight
-    return _under(error, metric).square_().sum(1, keepdim=True)
+def _losses(weight: Tensor, scales: Tensor, zeros: Tensor, max_code: int, metric: Tensor) -> Tensor:
+    """Of every row of weight [out, n] on each of k grids, whose scales and zeros are [out, k]: [out, k]."""
+    if metric.dim() == 2:
+        fast = native_columns.grid_losses(weight, metric, scales.T, zeros.T, max_code)
+        if fast is not None:
+            return fast.T
+    losses = []
+    for scale, zero in zip(scales.split(1, 1), zeros.split(1, 1), strict=True):
+        error = (round_to_grid(weight, scale, zero, max_code) - zero) * scale - weight
+        losses.append(_under(error, metric).square_().sum(1, keepdim=True))
+    return torch.cat(losses, 1)
 
 
 def _under(error: Tensor, metric: Tensor) -> Tensor:
     return error @ metric if metric.dim() == 2 else error * metric
-
-
-def _better(
-    weight: Tensor, max_code: int, metric: Tensor, best: tuple[Tensor, Tensor, Tensor], candidate: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss = _loss(weight, *candidate, max_code, metric)
-    wins = loss < best[2]
-    return torch.where(wins, candidate[0], best[0]), torch.where(wins, candidate[1], best[1]), torch.where(wins, loss, best[2])
 
 
 def on_chip(weight: Tensor, *_: object) -> bool:

@@ -1,7 +1,8 @@
-"""GPTQ's column loop and coordinate descent as machine code: native/columns.cpp, called for all rows of a matrix at once.
+"""GPTQ's column loop, the losses of its grids, and coordinate descent as machine code: native/columns.cpp, called for all rows of a
+matrix at once.
 
-What the functions compute is said where they are defined in plain torch (gptq_block, descend_block); theirs is another order of
-the same sums. None where there is no machine code to call.
+What the functions compute is said where they are defined in plain torch (gptq_block, fit_group, descend_block); theirs is another
+order of the same sums. None where there is no machine code to call.
 """
 
 import ctypes
@@ -17,6 +18,7 @@ from . import native
 # rows that are worth a thread, in weights; a multiple of the rows that are taken side by side
 WEIGHTS_PER_THREAD = 1 << 15
 SIDE_BY_SIDE = 32
+METRIC_COLUMNS = 6  # side by side
 
 
 def gptq_block(
@@ -58,6 +60,27 @@ def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor
 
     _each(rows, codes)
     return found
+
+
+def grid_losses(weight: Tensor, metric: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor | None:
+    """‖(Q(w) − w) M‖² of weight [out, n] by row for each of k grids: scales, zeros and the losses are [k, out]; metric [n, n]."""
+    library = _library(weight)
+    if library is None:
+        return None
+    n = weight.shape[1]
+    columns = torch.zeros(-(-n // METRIC_COLUMNS) * METRIC_COLUMNS, n)
+    columns[:n] = metric.T
+    given = [t.float().contiguous() for t in (weight, columns, scales, zeros)]
+    losses = torch.empty(scales.shape)
+
+    def rows(first: int, last: int) -> None:
+        library.hubquant_grid_losses(
+            *map(_pointer, given), c_float(max_code), c_int64(len(scales)), c_int64(len(weight)), c_int64(first),
+            c_int64(last), c_int64(n), _pointer(losses),
+        )  # fmt: skip
+
+    _each(rows, weight)
+    return losses
 
 
 def _library(matrix: Tensor) -> ctypes.CDLL | None:
