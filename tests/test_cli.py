@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -120,57 +119,3 @@ def test_another_base_is_not_measured_against(bundled: Path, tmp_path: Path) -> 
     (other / "config.json").write_text((other / "config.json").read_text() + " ")
     result = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "out"), "--base", str(other)])
     assert isinstance(result.exception, UsageError) and f"was made from model {base.fingerprint[:12]}" in str(result.exception)
-
-
-def test_a_bug_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def bug() -> None:
-        raise RuntimeError("out of cheese")
-
-    monkeypatch.setattr(cli, "app", bug)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 3
-    log = next(tmp_path.glob("hubquant-bug-*.log"))
-    assert str(log) in capsys.readouterr().err and "out of cheese" in log.read_text() and "Traceback" in log.read_text()
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def missing() -> None:
-        raise ModuleNotFoundError("No module named 'dbos'", name="dbos")
-
-    monkeypatch.setattr(cli, "app", missing)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 2 and "pip install 'hubquant[bot]'" in capsys.readouterr().err
-
-
-def test_an_interruption_is_said_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "app", interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 130 and capsys.readouterr().err == "interrupted\n"
-
-
-def test_an_interruption_that_an_extension_turned_into_its_own_error_is_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """torch's own: "could not determine the shape of object type", while it reads a tensor."""
-
-    def interrupted() -> None:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise ValueError("could not determine the shape") from None
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr(cli, "app", interrupted)
-    try:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert stopped.value.code == 130 and capsys.readouterr().err == "interrupted\n"
