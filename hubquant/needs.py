@@ -23,7 +23,6 @@ from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
-from hubquant.quantize.awq import ROWS as AWQ_ROWS
 from hubquant.quantize.ggml import GGML_TYPES
 from hubquant.quantize.gptq import SWEEPS
 from hubquant.quantize.scales import SCALES, part_bytes
@@ -34,7 +33,6 @@ from hubquant.speed import Speed, kinds
 FLOAT = 4  # bytes
 HALF = 2
 PROBED = 8  # tokens that are sent through a layer to see which linears read the same
-SCALES_TRIED = 9  # by AWQ's search
 LEARNING = 6 * FLOAT  # of a scale: it, its change, the gradient, two moments, their product
 
 
@@ -58,7 +56,7 @@ class Reading:
 
     @property
     def sums(self) -> int:
-        return FLOAT * (self.width**2 + self.width)
+        return FLOAT * self.width**2
 
     @property
     def weights(self) -> int:
@@ -67,11 +65,6 @@ class Reading:
     @property
     def largest(self) -> int:
         return FLOAT * self.width * max(self.rows)
-
-    @property
-    def searching(self) -> int:
-        """AWQ's scales: weights times scales, codes, and two that come between; later the error and its product with H."""
-        return 4 * self.largest
 
     @property
     def solving(self) -> int:
@@ -99,13 +92,11 @@ class Reading:
         weights = self.width * sum(self.rows)
         products = 2.0 * tokens * (weights + self.width**2)
         others = 0.0
-        searched = sum(min(rows, AWQ_ROWS) for rows in self.rows) * self.width
         # carrying errors to the columns after, half of them on average; the gradient, then each sweep, the last in half; the error
         solving = (1 + 2 * (SWEEPS + 0.5) + 2) * weights * self.width
         factor = 2 / 3 * self.width**3  # 1/3, at half the speed
         formats = [v.format for v in variants]
-        if "gguf" in formats:
-            products += factor
+        products += factor * (("gguf" in formats) + any(f != "gguf" for f in formats))  # for AWQ's scales
         for v in variants:
             if v.format == "gguf":
                 products += solving * len(kinds(v))
@@ -113,9 +104,7 @@ class Reading:
             else:
                 times = len(BITS) if v.by_sensitivity else 1
                 products += times * (solving + factor)
-                others += weights * times * speed.fitting
-                products += 2 * SCALES_TRIED * searched * self.width
-                others += SCALES_TRIED * searched * speed.rounding
+                others += weights * (speed.searching + times * speed.fitting)
         return products / speed.products + others
 
 
@@ -139,7 +128,6 @@ class LayerShape:
         kept = factors if any(f != "gguf" and "gguf" in formats[:i] for i, f in enumerate(formats)) else 0
         stages = [FLOAT * tokens * 4 * max(max(r.rows) for r in self.readings)]
         if set(formats) - {"gguf"}:
-            stages += [kept + r.searching for r in self.readings]
             stages += [kept + linears + sums + r.solving for r in self.readings]
         if factors:
             stages += [factors + r.encoding for r in self.readings]

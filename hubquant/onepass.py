@@ -1,6 +1,6 @@
 """The one pass: every decoder layer is read once, and every variant is made from it while it is in memory.
 
-For each layer: find its distinct inputs, run the calibration tokens through it while three sums are taken per input,
+For each layer: find its distinct inputs, run the calibration tokens through it while the products of its inputs are summed,
 hand tensors and sums to every variant's writer, keep the output as the next layer's input, drop the layer. A layer with so many
 experts that their sums would not fit together is taken in parts, with a forward for each.
 """

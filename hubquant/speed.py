@@ -7,11 +7,10 @@ from functools import partial
 from itertools import chain
 
 import torch
-from hubquant_kernels.awq_search import awq_losses
 
 from hubquant.formats.gguf.auto import candidate_types
 from hubquant.formats.gguf.mixtures import mixture
-from hubquant.quantize import gptq
+from hubquant.quantize import awq, gptq
 from hubquant.quantize.feedback import Factor, encode_with_feedback
 from hubquant.quantize.grid import Grid
 from hubquant.recipe import Recipe, Variant, variant
@@ -21,10 +20,10 @@ USUAL_BITS = 4.5  # per weight
 
 @dataclass(frozen=True)
 class Speed:
-    """Multiplications and additions per second; seconds per weight of AWQ's rounding, GPTQ's fitting, and GGUF's encoding."""
+    """Multiplications and additions per second; seconds per weight of AWQ's search, GPTQ's fitting, and GGUF's encoding."""
 
     products: float
-    rounding: float
+    searching: float
     fitting: float
     encoding: Mapping[str, float]  # by variant
 
@@ -39,7 +38,7 @@ class Speed:
         of_kind = {k: _seconds(partial(encoded, k)) for k in sorted({*chain(*of_variant.values())})}
         return cls(
             products=2 * 1024**3 / _seconds(lambda: square @ square),
-            rounding=_seconds(lambda: awq_losses(weight, hessian, torch.ones(1, width), 4, 128, False)) / weight.numel(),
+            searching=_seconds(lambda: awq.search_scale([weight], torch.ones(width), grid)) / weight.numel(),
             fitting=_seconds(lambda: gptq.solve(weight, hessian, grid)) / weight.numel(),
             encoding={name: sum(of_kind[kind] for kind in types) / weight.numel() for name, types in of_variant.items()},
         )

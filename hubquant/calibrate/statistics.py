@@ -1,4 +1,4 @@
-"""The three sums of one layer input: hessian Σ xᵀx, abs_sum Σ|x|, n_tokens. Every solver and every yardstick comes from them."""
+"""The sums of one layer input: hessian Σ xᵀx and n_tokens. Every solver and every yardstick comes from them."""
 
 from functools import cached_property
 
@@ -8,8 +8,10 @@ from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hubquant.quantize.compensation import cholesky
 from hubquant.quantize.feedback import Factor, has_blocks
 from hubquant.quantize.gptq import damp_ratio_for
+from hubquant.quantize.order import channel_order
 
 # Below one token to eight channels, sums of calibration tokens mislead: measured on held-out tokens of two models (inputs of up and
 # down, widths 256 to 768), GPTQ's output error is 0.5 to 0.8 of plain rounding's at 1/8, but up to 1.6 times that at 1/16 and up
@@ -22,13 +24,12 @@ LARGEST_ROW = (torch.finfo(torch.float32).max / 2**24) ** 0.5
 class InputStatistics:
     """Sums over calibration tokens of one linear's input; q/k/v share one, gate/up share one.
 
-    hessian [in, in] fp32, abs_sum [in] fp32, n_tokens. A token whose row is not finite, or whose
+    hessian [in, in] fp32, n_tokens. A token whose row is not finite, or whose
     squares would not be, is dropped and counted.
     """
 
     def __init__(self, in_features: int, device: torch.device | None = None) -> None:
         self.hessian = torch.zeros(in_features, in_features, device=device)
-        self.abs_sum = torch.zeros(in_features, device=device)
         self.n_tokens = 0
         self.dropped_rows = 0
         self._energies = WeakTensorKeyDictionary()
@@ -41,13 +42,17 @@ class InputStatistics:
             self.dropped_rows += int((~finite).sum())
             rows = rows[finite]
         accumulate_hessian(self.hessian, rows)
-        self.abs_sum += rows.float().abs().sum(dim=0)
         self.n_tokens += rows.shape[0]
+
+    @property
+    def width(self) -> int:
+        """The number of channels."""
+        return self.hessian.shape[0]
 
     @property
     def tokens_needed(self) -> int:
         """From how many tokens on the sums are a better guide than none."""
-        return -(-self.abs_sum.numel() // CHANNELS_PER_TOKEN)
+        return -(-self.width // CHANNELS_PER_TOKEN)
 
     @property
     def starved(self) -> bool:
@@ -61,11 +66,6 @@ class InputStatistics:
         return f"{reached}, {self.tokens_needed} are needed"
 
     @property
-    def mean_abs(self) -> Tensor:
-        """[in]: mean |x| per input channel."""
-        return self.abs_sum / max(self.n_tokens, 1)
-
-    @property
     def importance(self) -> Tensor:
         """[in]: mean x² per input channel; llama.cpp's importance matrix (in_sum2 / counts)."""
         return self.hessian.diagonal() / max(self.n_tokens, 1)
@@ -77,19 +77,29 @@ class InputStatistics:
         None where there is nothing to go by: starved, dead, or of a width that no block divides. To be asked for when the last
         token was added.
         """
-        usable = not self.starved and has_blocks(self.abs_sum.numel()) and bool(self.hessian.any())
+        usable = not self.starved and has_blocks(self.width) and bool(self.hessian.any())
         return Factor(self.hessian, self.damp_ratio) if usable else None
+
+    @cached_property
+    def remaining(self) -> Tensor:
+        """[in]: what the square of a channel's error costs once the channels after it made up for it, as part of the loudest
+        channel's Σx²; zero of channels that are never active. To be asked for when the last token was added."""
+        given = self.hessian.diagonal()
+        order = channel_order(given)
+        R = cholesky(self.hessian[order][:, order] / given.amax().clamp_min(torch.finfo(torch.float32).tiny), self.damp_ratio)
+        found = torch.empty_like(given)
+        found[order] = R.diagonal().square()
+        return found * (given > 0)
 
     @property
     def damp_ratio(self) -> float:
         """By how much of its mean the hessian's diagonal is to be raised before it is inverted."""
-        return damp_ratio_for(self.abs_sum.numel(), self.n_tokens)
+        return damp_ratio_for(self.width, self.n_tokens)
 
     def scaled(self, s: Tensor) -> "InputStatistics":
         """The statistics of x / s, for weights that were multiplied by s [in] (AWQ's fold)."""
         result = InputStatistics.__new__(InputStatistics)
         result.hessian = self.hessian / (s[:, None] * s[None, :])
-        result.abs_sum = self.abs_sum / s
         result.n_tokens, result.dropped_rows = self.n_tokens, self.dropped_rows
         result._energies = WeakTensorKeyDictionary()
         return result

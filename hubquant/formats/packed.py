@@ -234,14 +234,14 @@ class PackedWriter:
         read = next(i for i in layer.inputs if i.name == input_name)
         statistics = layer.statistics[input_name]
         if statistics.starved:
-            return torch.ones_like(statistics.abs_sum)
+            return torch.ones_like(statistics.importance)
         grids = {n: self.grids.of[f"{layer.prefix}{n}.weight"] for n in read.linears}
         weights = [layer.tensors[f"{n}.weight"] for n, grid in grids.items() if grid]
         weights += layer.following.get(input_name, ())
         coarsest = min((g for g in grids.values() if g), key=lambda g: g.bits, default=self.grids.default)
-        grid = coarsest.of_width(statistics.abs_sum.numel())
-        channels = read.absorber.channels.to(statistics.abs_sum.device) if read.absorber else None
-        return awq_solver.search_scale(weights, statistics.hessian, statistics.mean_abs, grid, channels)
+        grid = coarsest.of_width(statistics.width)
+        channels = read.absorber.channels.to(statistics.hessian.device) if read.absorber else None
+        return awq_solver.search_scale(weights, statistics.remaining, grid, channels)
 
     def _keep(self, name: str, weight: Tensor) -> None:
         self._shards.add(self.stored(name), self._rounded(name, weight))

@@ -29,7 +29,7 @@ class Sensitivity:
     def add_layer(self, layer: Layer) -> None:
         self._n_tokens = max([self._n_tokens, *(s.n_tokens for s in layer.statistics.values())])
         last = {linear.rpartition(".")[0]: linear for read in layer.inputs for linear in read.linears}
-        width = next((s.abs_sum.numel() for s in layer.statistics.values()), 0)
+        width = next((s.width for s in layer.statistics.values()), 0)
         for read in layer.inputs:
             for linear in read.linears:
                 weight, owner = layer.tensors[f"{linear}.weight"], linear.rpartition(".")[0]

@@ -1,66 +1,59 @@
 """AWQ (Lin et al. 2023, arXiv 2306.00978): scale up the input channels that matter before rounding, undo it in the layer before.
 
-What differs from the paper: the loss of a scale is tr(ΔHΔᵀ) from the Hessian, which is exact at the linears' output and
-needs no second forward; clipping is the range search of the grid under the same Hessian.
+What differs from the paper: a channel matters by what its error costs once the channels after it made up for it (error feedback
+follows, in AWQ's layout too), not by how loud it is; and a scale is judged by the loss that is to be expected of a rounding under
+it, for which nothing needs to be rounded. Clipping is the range search of the grid.
 """
 
 from collections.abc import Sequence
 
 import torch
-from hubquant_kernels.awq_search import awq_losses
+from hubquant_kernels.grid import group_range
 from torch import Tensor
 
 from hubquant.quantize.grid import Grid
 
 RATIOS = 20
-# Of each weight, by which a scale is judged: the channels are the same for all of them.
-ROWS = 512
 STRIDES = (4, 2, 1)  # every fourth ratio, then the neighbours of the best: 9 losses in place of 20
 
 
-def search_scale(
-    weights: Sequence[Tensor], hessian: Tensor, mean_abs: Tensor, grid: Grid, channels: Tensor | None = None
-) -> Tensor:
-    """The channel scale s [in] with the least Σ tr(ΔHΔᵀ), Δ = Q(W·s)/s − W, over s = mean_abs^ratio, ratio in [0, 1).
+def search_scale(weights: Sequence[Tensor], remaining: Tensor, grid: Grid, channels: Tensor | None = None) -> Tensor:
+    """The channel scale s [in] with the least loss to be expected, over s = √remaining^ratio, ratio in [0, 1).
 
-    `weights`: the [out, in] matrices that share the input. `channels` [in] names the source of each channel where the
-    absorber feeds several of them (grouped-query attention): those share one scale. Ratio 0 is plain rounding, so the
-    result is never worse than that by this loss.
+    `weights`: the [out, in] matrices that share the input. `remaining` [in]: what the square of each channel's error costs in the
+    end, zero of channels that are never active (statistics.py). An error is as likely anywhere within a step of its group, so the
+    loss is Σ step²·Σ remaining/s² over all groups, but for a twelfth. `channels` [in] names the source of each channel where the
+    absorber feeds several of them (grouped-query attention): those share one scale.
     """
-    sources, judges = _per_source(mean_abs, channels), [_some_rows(w) for w in weights]
+    sources = _per_source(remaining.sqrt(), channels)
     losses: dict[int, float] = {}
 
     def scale(step: int) -> Tensor:
-        return _normalized(sources.clamp_min(1e-8).pow(step / RATIOS), sources > 0)
+        return _normalized(sources.pow(step / RATIOS), sources > 0)
 
     def best() -> int:
         return min(losses, key=lambda step: (losses[step], step))
 
     for stride in STRIDES:
         wanted = range(0, RATIOS, stride) if not losses else (best() - stride, best() + stride)
-        steps = [step for step in wanted if 0 <= step < RATIOS and step not in losses]
-        if steps:
-            scales = torch.stack([scale(step) for step in steps])
-            by_weight = [awq_losses(w, hessian, scales, grid.bits, grid.group_size, grid.symmetric).tolist() for w in judges]
-            losses |= {step: sum(losses_of_one[i] for losses_of_one in by_weight) for i, step in enumerate(steps)}
+        for step in wanted:
+            if 0 <= step < RATIOS and step not in losses:
+                losses[step] = sum(_expected_loss(w, scale(step), remaining, grid) for w in weights)
     return scale(best())
 
 
-def _some_rows(weight: Tensor) -> Tensor:
-    """At most ROWS rows of weight [out, in], drawn alike every time."""
-    if len(weight) <= ROWS:
-        return weight
-    drawn = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))[:ROWS]
-    return weight[drawn.sort().values.to(weight.device)]
+def _expected_loss(weight: Tensor, s: Tensor, remaining: Tensor, grid: Grid) -> float:
+    steps, _ = group_range((weight * s).unflatten(1, (-1, grid.group_size)), grid.bits, grid.symmetric)
+    return float(steps.squeeze(2).square().sum(0) @ (remaining / s.square()).view(-1, grid.group_size).sum(1))
 
 
-def _per_source(mean_abs: Tensor, channels: Tensor | None) -> Tensor:
-    """mean_abs with every channel replaced by the mean over the channels of its source."""
+def _per_source(loudness: Tensor, channels: Tensor | None) -> Tensor:
+    """Of every channel [in] the mean over the channels of its source."""
     if channels is None:
-        return mean_abs
+        return loudness
     n = int(channels.max()) + 1
-    total = torch.zeros(n, device=mean_abs.device).index_add_(0, channels, mean_abs)
-    count = torch.zeros(n, device=mean_abs.device).index_add_(0, channels, torch.ones_like(mean_abs))
+    total = torch.zeros(n, device=loudness.device).index_add_(0, channels, loudness)
+    count = torch.zeros(n, device=loudness.device).index_add_(0, channels, torch.ones_like(loudness))
     return (total / count.clamp_min(1))[channels]
 
 

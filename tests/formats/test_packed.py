@@ -177,7 +177,7 @@ def test_a_scale_that_the_norm_absorbs_leaves_the_function_as_it_is(base: Path) 
     """What counts is the product of norm and columns; with the scale it is closer to the base's than without."""
     one = layer((24, 128), (16, 128), absorber=True)
     norm, weight, statistics = one.tensors["norm.weight"], one.tensors["up.weight"], one.statistics["up"]
-    s = search_scale([weight], statistics.hessian, statistics.mean_abs, Grid(4, 128, False))
+    s = search_scale([weight], statistics.remaining, Grid(4, 128, False))
     assert float(s.max() / s.min()) > 1.5
     source = PackedSource(make(base, one, AWQ)[0])
     stored_norm = source.tensor(PREFIX + "norm.weight").float()

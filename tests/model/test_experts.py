@@ -72,9 +72,7 @@ def test_a_scale_on_what_the_experts_share_leaves_the_function(family: str, mixt
         statistics = observe(decoder, 1, module, inputs, hidden.clone())
         tensors = {n: p.detach().clone() for n, p in module.named_parameters()}
         folds: Mapping[str, Tensor] = {}
-        scales = {
-            i.name: torch.rand(statistics[i.name].abs_sum.numel()) + 0.5 for i in inputs if i.name in ("mlp.gate", "mlp.router")
-        }
+        scales = {i.name: torch.rand(statistics[i.name].width) + 0.5 for i in inputs if i.name in ("mlp.gate", "mlp.router")}
         for last in (False, True):
             of_part = [i for i in inputs if (".experts.3." in i.name) == last]
             part = {n: t for n, t in tensors.items() if (".experts.3." in n) == last}

@@ -81,7 +81,7 @@ class GgufArtifactWriter:
         if not statistics.starved:
             return self.writer.add(name, weight, statistics.importance, statistics.output_error, statistics.factor)
         kinds = (self.writer.type_of(name) or "").split("+")
-        equal = torch.ones_like(statistics.abs_sum) if NEEDS_IMPORTANCE.intersection(kinds) else None
+        equal = torch.ones_like(statistics.importance) if NEEDS_IMPORTANCE.intersection(kinds) else None
         record = self.writer.add(name, weight, equal)
         note = f"encoded without importance: {statistics.shortage}"
         return record.model_copy(update={"note": "; ".join(filter(None, (record.note, note)))})
