@@ -34,7 +34,7 @@ PASS = Recipe(
 REFINED = PASS.model_copy(update={"refine": 5})
 # the head of this model is its embedding once more, so that the first cannot be made, neither before nor after a kill
 SMALL = Recipe(
-    variants=("gptq-int4-g128-head", "gguf-q4_0", "gguf-bf16", "awq-int4-g128"),
+    variants=("gptq-int4-g128-head", "gguf-q4_0", "gguf-bf16", "gptq-int2-g128"),
     calibration=Calibration(windows=8, window=64),
     refine=2,
 )

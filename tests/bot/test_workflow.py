@@ -19,6 +19,7 @@ from hubquant.artifact import Base, Evaluation, Protocol, Report, Verdict
 from hubquant.bot import database, queue, worker
 from hubquant.bot.intake import consider, request
 from hubquant.bot.job import Job
+from hubquant.bot.policy import Decision
 from hubquant.bot.queue import JobStatus
 from hubquant.bot.worker import Observer
 from hubquant.bot.workflow import MAX_RECOVERIES, Bench, Work
@@ -167,13 +168,20 @@ def test_run_forever_polls_again_until_it_is_stopped(
     """In a thread, as the Space runs it."""
     settings = settings.model_copy(update={"watch": settings.watch.model_copy(update={"interval_seconds": 1})})
     heard: list[JobStatus] = []
-    observer = Observer(decision=lambda decision: org.delete_repo(decision.repo_id), job=heard.append)
+    added = threading.Event()
+
+    def gone(decision: Decision) -> None:
+        added.wait(30)  # it may be seen before its files are all there
+        org.delete_repo(decision.repo_id)
+
+    observer = Observer(decision=gone, job=heard.append)
     forever = bench(settings)
     thread = threading.Thread(target=worker.run_forever, args=(settings, TOKEN, observer, forever))
     thread.start()
     try:
         until(lambda: len(local_hub.requests.find("^/api/models$", "GET")) > 0)
         add_model("late")  # and gone before its job starts
+        added.set()
         until(lambda: bool(heard) and heard[-1].state == "failed")
     finally:
         forever.stop.set()
