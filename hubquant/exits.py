@@ -14,7 +14,7 @@ from typing import NoReturn
 from hubquant import __version__
 from hubquant.errors import HubquantError, UsageError
 
-# missing packages, by the extra that brings them
+# packages that may be missing, and the extra that brings each
 EXTRAS = {"dbos": "bot", "fastapi": "bot", "uvicorn": "bot", "multipart": "bot", "python_multipart": "bot"}
 
 

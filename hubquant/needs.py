@@ -90,13 +90,13 @@ class Reading:
     def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
         """Of all that is done for these linears, in one pass over so many tokens."""
         weights = self.width * sum(self.rows)
-        products = 2.0 * tokens * (weights + self.width**2)
+        formats = [v.format for v in variants]
+        factor = 2 / 3 * self.width**3  # 1/3, at half the speed
+        shared = ("gguf" in formats) + any(f != "gguf" for f in formats)  # all GGUF variants' factor; the one of AWQ's scales
+        products = 2.0 * tokens * (weights + self.width**2) + shared * factor
         others = 0.0
         # carrying errors to the columns after, half of them on average; the gradient, then each sweep, the last in half; the error
         solving = (1 + 2 * (SWEEPS + 0.5) + 2) * weights * self.width
-        factor = 2 / 3 * self.width**3  # 1/3, at half the speed
-        formats = [v.format for v in variants]
-        products += factor * (("gguf" in formats) + any(f != "gguf" for f in formats))  # for AWQ's scales
         for v in variants:
             if v.format == "gguf":
                 products += solving * len(kinds(v))

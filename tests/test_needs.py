@@ -49,14 +49,8 @@ def wide(bundled: Path, folder: Path) -> Path:
 def test_memory_and_disk_are_within_a_fifth_of_what_is_said(kind: str, bundled: Path, tmp_path: Path) -> None:
     model = bundled if kind == "bundled" else wide(bundled, tmp_path / "m")
     variants = ["gptq-int4-g128", *(["gguf-q4_k_m"] if kind == "bundled" else [])]
-    asked = [
-        "--windows",
-        "8" if kind == "refined" else "4",
-        "--window",
-        "64",
-        *(part for name in variants for part in ("-v", name)),
-    ]
-    asked += ["--refine", "1"] if kind == "refined" else []
+    asked = [part for name in variants for part in ("-v", name)]
+    asked += ["--window", "64", *(["--windows", "8", "--refine", "1"] if kind == "refined" else ["--windows", "4"])]
     out = tmp_path / "out"
     said = json.loads(subprocess.check_output([*HUBQUANT, "plan", str(model), *asked, "--json"]))["needs"]
     resident, disk, _ = measured(["quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)

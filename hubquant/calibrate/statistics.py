@@ -8,7 +8,7 @@ from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hubquant.quantize.compensation import cholesky
+from hubquant.quantize.compensation import ordered_factor
 from hubquant.quantize.feedback import Factor, has_blocks
 from hubquant.quantize.gptq import damp_ratio_for
 from hubquant.quantize.order import channel_order
@@ -24,8 +24,7 @@ LARGEST_ROW = (torch.finfo(torch.float32).max / 2**24) ** 0.5
 class InputStatistics:
     """Sums over calibration tokens of one linear's input; q/k/v share one, gate/up share one.
 
-    hessian [in, in] fp32, n_tokens. A token whose row is not finite, or whose
-    squares would not be, is dropped and counted.
+    hessian [in, in] fp32, n_tokens. A token whose row is not finite, or whose squares would not be, is dropped and counted.
     """
 
     def __init__(self, in_features: int, device: torch.device | None = None) -> None:
@@ -86,14 +85,13 @@ class InputStatistics:
         channel's Σx²; zero of channels that are never active. To be asked for when the last token was added."""
         given = self.hessian.diagonal()
         order = channel_order(given)
-        R = cholesky(self.hessian[order][:, order] / given.amax().clamp_min(torch.finfo(torch.float32).tiny), self.damp_ratio)
         found = torch.empty_like(given)
-        found[order] = R.diagonal().square()
+        found[order] = ordered_factor(self.hessian, order, self.damp_ratio).diagonal().square()
         return found * (given > 0)
 
     @property
     def damp_ratio(self) -> float:
-        """By how much of its mean the hessian's diagonal is to be raised before it is inverted."""
+        """By how much of its mean the hessian's diagonal is to be raised before it is factored."""
         return damp_ratio_for(self.width, self.n_tokens)
 
     def scaled(self, s: Tensor) -> "InputStatistics":

@@ -12,7 +12,7 @@ from hubquant_kernels.gptq_block import gptq_block
 from hubquant_kernels.grid import fit_group
 from torch import Tensor
 
-from hubquant.quantize.compensation import Compensation, cholesky
+from hubquant.quantize.compensation import Compensation, ordered_factor
 from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight
 from hubquant.quantize.order import channel_order
@@ -35,11 +35,8 @@ def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float 
     """
     order = channel_order(hessian.diagonal())
     limit = LARGEST_SCALE * grid.middle
-    W, H = weight.float().clamp(-limit, limit), hessian[order][:, order]
-    seen = H.diagonal() > 0
-    H /= torch.where(seen.any(), H.diagonal().amax(), 1)
-    R = cholesky(H, damp_ratio)
-    del H
+    W, seen = weight.float().clamp(-limit, limit), hessian.diagonal()[order] > 0
+    R = ordered_factor(hessian, order, damp_ratio)
     remaining = torch.empty_like(R.diagonal())
     remaining[order] = seen * R.diagonal()  # what a channel's rounding adds to the loss: (w − q)·R_jj, squared
     scales, zeros = _scales(W, remaining, grid)

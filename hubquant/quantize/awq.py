@@ -38,11 +38,12 @@ def search_scale(weights: Sequence[Tensor], remaining: Tensor, grid: Grid, chann
         wanted = range(0, RATIOS, stride) if not losses else (best() - stride, best() + stride)
         for step in wanted:
             if 0 <= step < RATIOS and step not in losses:
-                losses[step] = sum(_expected_loss(w, scale(step), remaining, grid) for w in weights)
+                losses[step] = sum(expected_loss(w, scale(step), remaining, grid) for w in weights)
     return scale(best())
 
 
-def _expected_loss(weight: Tensor, s: Tensor, remaining: Tensor, grid: Grid) -> float:
+def expected_loss(weight: Tensor, s: Tensor, remaining: Tensor, grid: Grid) -> float:
+    """Twelve times what rounding weight [out, in] times s [in] is expected to add to the loss, with `remaining` [in] as above."""
     steps, _ = group_range((weight * s).unflatten(1, (-1, grid.group_size)), grid.bits, grid.symmetric)
     return float(steps.squeeze(2).square().sum(0) @ (remaining / s.square()).view(-1, grid.group_size).sum(1))
 

@@ -47,6 +47,15 @@ class Compensation:
         self._carried[:, block.end :].addmm_(error, self._R[block.start : block.end, block.end :])
 
 
+def ordered_factor(hessian: Tensor, order: Tensor, damp_ratio: float) -> Tensor:
+    """`cholesky` of hessian [in, in] with its channels in that order, as part of its largest diagonal element: activations of any
+    size stay in range."""
+    H = hessian[order][:, order]
+    largest = H.diagonal().amax()
+    H /= torch.where(largest > 0, largest, 1)
+    return cholesky(H, damp_ratio)
+
+
 def cholesky(H: Tensor, damp_ratio: float) -> Tensor:
     """Upper R with RRᵀ = H + λI, λ = damp_ratio · mean of the live diagonal, raised tenfold until it succeeds.
 

@@ -12,7 +12,7 @@ from hubquant_kernels.ggml_grid import GRIDDED, BlockGrid, block_grid
 from hubquant_kernels.gptq_block import gptq_block, gptq_codebook_block
 from torch import Tensor
 
-from hubquant.quantize.compensation import Compensation, cholesky
+from hubquant.quantize.compensation import Compensation, ordered_factor
 from hubquant.quantize.descent import Codes, damping, descend, without_zeros
 from hubquant.quantize.ggml import decode, encode, ggml_type
 from hubquant.quantize.gptq import DAMP_RATIO, SWEEPS
@@ -37,7 +37,7 @@ class Factor:
         self.order = channel_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
         self.hessian, self.damp = hessian, damping(hessian, damp_ratio)
         self.importance = hessian.diagonal() / hessian.diagonal().amax()
-        self.R = cholesky(hessian[self.order][:, self.order] / hessian.diagonal().amax(), damp_ratio)
+        self.R = ordered_factor(hessian, self.order, damp_ratio)
 
 
 def has_blocks(width: int) -> bool:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from hubquant.calibrate.statistics import InputStatistics
-from hubquant.quantize.awq import _expected_loss, search_scale
+from hubquant.quantize.awq import expected_loss, search_scale
 from hubquant.quantize.gptq import solve
 from hubquant.quantize.grid import Grid
 
@@ -60,7 +60,7 @@ def test_what_is_expected_of_a_scale_is_the_loss_of_uniform_errors() -> None:
     uniform = torch.rand(4000, *weight.shape, generator=torch.Generator().manual_seed(6)) - 0.5
     losses = ((uniform * steps / s).square() @ left).sum(1)
     deviation = float(losses.std()) / 4000**0.5
-    assert abs(_expected_loss(weight, s, left, grid) / 12 - float(losses.mean())) < 4 * deviation
+    assert abs(expected_loss(weight, s, left, grid) / 12 - float(losses.mean())) < 4 * deviation
 
 
 def grid_steps(weight: Tensor, grid: Grid) -> Tensor:

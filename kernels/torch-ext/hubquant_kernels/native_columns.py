@@ -18,7 +18,6 @@ from . import native
 # rows that are worth a thread, in weights; a multiple of the rows that are taken side by side
 WEIGHTS_PER_THREAD = 1 << 15
 SIDE_BY_SIDE = 32
-METRIC_COLUMNS = 6  # side by side
 
 
 def gptq_block(
@@ -67,16 +66,13 @@ def grid_losses(weight: Tensor, metric: Tensor, scales: Tensor, zeros: Tensor, m
     library = _library(weight)
     if library is None:
         return None
-    n = weight.shape[1]
-    columns = torch.zeros(-(-n // METRIC_COLUMNS) * METRIC_COLUMNS, n)
-    columns[:n] = metric.T
-    given = [t.float().contiguous() for t in (weight, columns, scales, zeros)]
+    given = [t.float().contiguous() for t in (weight, metric, scales, zeros)]
     losses = torch.empty(scales.shape)
 
     def rows(first: int, last: int) -> None:
         library.hubquant_grid_losses(
             *map(_pointer, given), c_float(max_code), c_int64(len(scales)), c_int64(len(weight)), c_int64(first),
-            c_int64(last), c_int64(n), _pointer(losses),
+            c_int64(last), c_int64(weight.shape[1]), _pointer(losses),
         )  # fmt: skip
 
     _each(rows, weight)

@@ -84,7 +84,7 @@ extern "C" void hubquant_descend_block(
     }
 }
 
-constexpr int COLUMNS = 6;  // of the metric, side by side: as many sums as hide the time that one takes
+constexpr int COLUMNS = 6;  // of the metric, side by side: enough sums to hide the time that one takes
 
 // ‖e M‖² over COLUMNS columns of a metric, of which rows from..to are not zero. Nobody compares bits here: fused where it can be.
 #ifdef __clang__
@@ -105,18 +105,21 @@ static void add_squares(const F *e, const float *columns, int64_t n, int64_t fro
 }
 
 // Of each of k grids the loss ‖(Q(w) − w) M‖² of rows first..last of weight [out, n], as fit_group says. scale, zero and losses are
-// [k, out]; metric is M's transpose, in a multiple of COLUMNS rows.
+// [k, out], metric is M [n, n].
 extern "C" void hubquant_grid_losses(
     const float *weight, const float *metric, const float *scale, const float *zero, float top, int64_t k, int64_t out,
     int64_t first, int64_t last, int64_t n, float *losses) {
     std::vector<F> w(n), e(n);
     int64_t groups = (n + COLUMNS - 1) / COLUMNS;
+    std::vector<float> columns(groups * COLUMNS * n);  // M's, with columns of zeros after the last
     std::vector<int64_t> from(groups, n), to(groups, 0);
-    for (int64_t i = 0; i < n * n; i++)
-        if (metric[i] != 0) {
-            int64_t g = i / n / COLUMNS;
-            from[g] = std::min(from[g], i % n), to[g] = std::max(to[g], i % n + 1);
-        }
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++)
+            if (metric[i * n + j] != 0) {
+                int64_t g = j / COLUMNS;
+                columns[j * n + i] = metric[i * n + j];
+                from[g] = std::min(from[g], i), to[g] = i + 1;
+            }
     for (int64_t start = first; start < last; start += LANES) {
         load(weight, start, last, n, w.data());
         for (int64_t c = 0; c < k; c++) {
@@ -124,7 +127,7 @@ extern "C" void hubquant_grid_losses(
             load(scale + c * out, start, last, 1, &step);
             load(zero + c * out, start, last, 1, &origin);
             for (int64_t i = 0; i < n; i++) e[i] = (clamp(rounded(w[i] / step) + origin, 0.0f, top) - origin) * step - w[i];
-            for (int64_t g = 0; g < groups; g++) add_squares(e.data(), metric + g * COLUMNS * n, n, from[g], to[g], &loss);
+            for (int64_t g = 0; g < groups; g++) add_squares(e.data(), columns.data() + g * COLUMNS * n, n, from[g], to[g], &loss);
             memcpy(losses + c * out + start, &loss, sizeof(float) * (size_t)std::min<int64_t>(LANES, last - start));
         }
     }
