@@ -23,6 +23,7 @@ from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
+from hubquant.quantize.descent import ROWS
 from hubquant.quantize.ggml import GGML_TYPES
 from hubquant.quantize.gptq import SWEEPS
 from hubquant.quantize.scales import SCALES, part_bytes
@@ -68,13 +69,18 @@ class Reading:
 
     @property
     def solving(self) -> int:
-        """GPTQ: the stacked weights and their copy, with H reordered, reversed, and its factor; then that, codes, and what errors
-        leave to the columns to come; then, when codes are asked again, weights, codes as float32, values, error, the damped
-        error and the gradient; then the decoded weights on their way."""
-        factor = 2 * self.weights + 3 * FLOAT * self.width**2
-        rounding = 3 * self.weights + self.weights // FLOAT + FLOAT * self.width**2
-        decoding = self.weights // FLOAT + 5 * self.largest
-        return max(factor, rounding, 6 * self.weights, decoding)
+        """GPTQ: the folded weights, those stacked and clamped, with H folded, reordered, and its factor; then those, codes, and
+        what errors leave to the columns to come; then, when codes are asked again, codes as float32 and what is at work of some
+        rows; then the decoded weights on their way."""
+        factor = 3 * self.weights + 2 * self.sums
+        rounding = 4 * self.weights + self.weights // FLOAT + self.sums
+        asking = 4 * self.weights + self.weights // FLOAT + self.asking(sum(self.rows))
+        decoding = self.weights + self.weights // FLOAT + 5 * self.largest
+        return self.sums + max(factor, rounding, asking, decoding)
+
+    def asking(self, rows: int) -> int:
+        """Of the descent: values, error, the damped error and the gradient of the rows that are at work."""
+        return 4 * FLOAT * self.width * min(rows, ROWS)
 
     @property
     def factor(self) -> int:
@@ -83,9 +89,9 @@ class Reading:
 
     @property
     def encoding(self) -> int:
-        """GGUF: the factor in the making beside H reordered and reversed; or the matrix, what is left of it, codes, values,
-        error, the damped error and the gradient."""
-        return max(2 * self.factor, 7 * self.largest)
+        """GGUF: the factor in the making beside H reordered; or the matrix, its codes as float32 and as the grid has them, what
+        errors leave to the columns to come, and what is at work of some rows."""
+        return max(2 * self.factor, 4 * self.largest + self.asking(max(self.rows)))
 
     def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
         """Of all that is done for these linears, in one pass over so many tokens."""
@@ -121,14 +127,13 @@ class LayerShape:
     def peak(self, variants: Sequence[Variant], tokens: int) -> int:
         """Bytes while the layer is at work; `tokens` of one window."""
         sums = sum(r.sums // (self.parts if r.expert else 1) for r in self.readings)
-        linears = sum(r.weights // (self.parts if r.expert else 1) for r in self.readings)
         formats = [v.format for v in variants]
         factors = sum(r.factor // (self.parts if r.expert else 1) for r in self.readings) if "gguf" in formats else 0
         # they are there for a packed variant too if a GGUF variant came before it
         kept = factors if any(f != "gguf" and "gguf" in formats[:i] for i, f in enumerate(formats)) else 0
         stages = [FLOAT * tokens * 4 * max(max(r.rows) for r in self.readings)]
         if set(formats) - {"gguf"}:
-            stages += [kept + linears + sums + r.solving for r in self.readings]
+            stages += [kept + r.solving for r in self.readings]
         if factors:
             stages += [factors + r.encoding for r in self.readings]
         return self.weights + sums + max(stages)

@@ -1,13 +1,40 @@
 """One decoder layer as a solver sees it: its tensors, its distinct inputs, and the statistics of each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.model.topology import LayerInput
+
+T = TypeVar("T")
+
+
+class Pending(Mapping[str, T]):
+    """Values by name, some with steps that are taken each time one is asked for: a layer that is folded takes no memory."""
+
+    def __init__(self, given: Mapping[str, T]) -> None:
+        self._given = given
+        self._steps: dict[str, list[Callable[[T], T]]] = {}
+
+    def then(self, name: str, step: Callable[[T], T]) -> None:
+        self._steps.setdefault(name, []).append(step)
+
+    def __getitem__(self, name: str) -> T:
+        value = self._given[name]
+        for step in self._steps.get(name, ()):
+            value = step(value)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
 
 
 @dataclass(frozen=True)
@@ -41,7 +68,7 @@ class Layer:
         `scales`: s [in] by input name. `dtype` is what norms are stored in: the rounding of norm/s is taken up by the
         columns, so that folding adds no error of its own. `before`: the folds of the layer's earlier parts.
         """
-        tensors, statistics, folds = dict(self.tensors), dict(self.statistics), dict(before or {})
+        tensors, statistics, folds = Pending(self.tensors), Pending(self.statistics), dict(before or {})
         for read in self.inputs:
             if read.name in scales and read.absorber is not None:
                 folds[read.name] = self._absorb(tensors, read, scales[read.name], dtype)
@@ -49,13 +76,13 @@ class Layer:
             s = folds.get(read.follows or read.name)
             if s is not None:
                 for linear in read.linears:
-                    tensors[f"{linear}.weight"] = tensors[f"{linear}.weight"] * s
-                statistics[read.name] = statistics[read.name].scaled(s)
+                    tensors.then(f"{linear}.weight", s.mul)
+                statistics.then(read.name, partial(InputStatistics.scaled, s=s))
         return replace(self, tensors=tensors, statistics=statistics, folds=folds)
 
     @staticmethod
-    def _absorb(tensors: dict[str, Tensor], read: LayerInput, s: Tensor, dtype: torch.dtype) -> Tensor:
-        """Divide the absorber by s in place in `tensors`; returns the s that the columns must be multiplied by."""
+    def _absorb(tensors: Pending[Tensor], read: LayerInput, s: Tensor, dtype: torch.dtype) -> Tensor:
+        """Divide the absorber by s in `tensors`; returns the s that the columns must be multiplied by."""
         assert read.absorber is not None
         name, channels = read.absorber.module, read.absorber.channels.to(s.device)
         weight = tensors[f"{name}.weight"]
@@ -63,14 +90,18 @@ class Layer:
             # a zero gain makes a dead channel, and a quotient that dtype rounds to zero would: both keep s = 1
             quotient = (weight / s).to(dtype).float()
             safe = (quotient != 0) & torch.isfinite(quotient)
-            tensors[f"{name}.weight"] = torch.where(safe, quotient, weight)
+            tensors.then(f"{name}.weight", partial(quotient.where, safe))
             s = torch.where(safe, weight / torch.where(safe, quotient, torch.ones_like(quotient)), torch.ones_like(s))
             if f"{name}.bias" in tensors:
-                tensors[f"{name}.bias"] = tensors[f"{name}.bias"] / s
+                tensors.then(f"{name}.bias", partial(_divided, by=s))
             return s
         rows = torch.ones(weight.shape[0], device=s.device)
         rows[channels] = s
-        tensors[f"{name}.weight"] = weight / rows[:, None]
+        tensors.then(f"{name}.weight", partial(_divided, by=rows[:, None]))
         if f"{name}.bias" in tensors:
-            tensors[f"{name}.bias"] = tensors[f"{name}.bias"] / rows
+            tensors.then(f"{name}.bias", partial(_divided, by=rows))
         return rows[channels]
+
+
+def _divided(value: Tensor, by: Tensor) -> Tensor:
+    return value / by

@@ -31,7 +31,7 @@ class Block:
 
 
 class Compensation:
-    """The errors of `rows` rows so far, carried to the columns after them. `R` [in, in]: upper, RRᵀ = H, as `cholesky` gives it."""
+    """The errors of `rows` rows so far, carried to the columns after them. `R` [in, in]: upper, RRᵀ = H."""
 
     def __init__(self, R: Tensor, rows: int) -> None:
         self._R, self._carried = R, R.new_zeros(rows, R.shape[0])
@@ -48,30 +48,32 @@ class Compensation:
 
 
 def ordered_factor(hessian: Tensor, order: Tensor, damp_ratio: float) -> Tensor:
-    """`cholesky` of hessian [in, in] with its channels in that order, as part of its largest diagonal element: activations of any
-    size stay in range."""
-    H = hessian[order][:, order]
-    largest = H.diagonal().amax()
-    H /= torch.where(largest > 0, largest, 1)
-    return cholesky(H, damp_ratio)
-
-
-def cholesky(H: Tensor, damp_ratio: float) -> Tensor:
-    """Upper R with RRᵀ = H + λI, λ = damp_ratio · mean of the live diagonal, raised tenfold until it succeeds.
+    """Upper R with RRᵀ = H + λI, H = hessian[order][:, order] as part of its largest diagonal element, so that activations of any
+    size stay in range; λ = damp_ratio · mean of the live diagonal, raised tenfold until the factorization succeeds.
 
     A zero diagonal is set to λ's scale: such a channel is on its own. An all-zero H counts as the identity.
     """
+    last_first = order.flip(0)  # R is the lower factor of that, turned round; H is not held beside it (0.5 GB at 11,008 channels)
+    L = _lower(_reordered(hessian, last_first), damp_ratio)
+    return L.flip(0, 1)
+
+
+def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
+    H = hessian[order][:, order]
+    largest = H.diagonal().amax()
+    return H.div_(torch.where(largest > 0, largest, 1))
+
+
+def _lower(H: Tensor, damp_ratio: float) -> Tensor:
     given = H.diagonal().clone()
     live = given > 0
     mean = float(given[live].mean()) if bool(live.any()) else 1.0
     diagonal = torch.where(live, given, mean)
-    R: Tensor | None = None
-    while R is None and damp_ratio <= MAX_DAMP_RATIO:
-        # in the place of H's own, which is put back: a copy of H for 11,008 channels takes 0.5 GB
+    while damp_ratio <= MAX_DAMP_RATIO:
         H.diagonal().copy_(diagonal + damp_ratio * mean)
-        L, failed = torch.linalg.cholesky_ex(H.flip(0, 1))
-        R = None if failed else L.flip(0, 1)
+        L, failed = torch.linalg.cholesky_ex(H)
+        if not failed:
+            return L
         damp_ratio *= 10
-    H.diagonal().copy_(given)
     # without any, the diagonal alone: rounding without compensation, which needs no factorization
-    return torch.diag((diagonal + mean).sqrt()) if R is None else R
+    return torch.diag((diagonal + mean).sqrt())

@@ -13,6 +13,8 @@ from torch import Tensor
 
 # columns between two updates of the gradient of all others
 BLOCK = 128
+# rows that are at work at a time: they are independent, and errors and gradients of all would be the most that a pass holds
+ROWS = 4096
 TINY = 1e-30
 
 
@@ -61,6 +63,13 @@ def descend(weight: Tensor, found: Codes, hessian: Tensor, damp: Tensor, sweeps:
     A column of which both are zero has no say, and its codes stay.
     With `zeros` [out, n_groups], the codes that stand for 0, the steps are fitted anew as well, and keep float16 values.
     """
+    for start in range(0, len(weight), ROWS):
+        rows = slice(start, start + ROWS)
+        part = Codes(found.codes[rows], found.step[rows], found.offset[rows], found.top)
+        _descend(weight[rows], part, hessian, damp, sweeps, None if zeros is None else zeros[rows])
+
+
+def _descend(weight: Tensor, found: Codes, hessian: Tensor, damp: Tensor, sweeps: int, zeros: Tensor | None) -> None:
     error = weight - found.values(0, weight.shape[1])
     gradient = torch.addmm(error * damp, error, hessian)
     del error

@@ -70,6 +70,7 @@ def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor, sweeps:
             left = (target - decode(found, type_name)[:, inside]) @ block.metric
         data[:, place] = found
         compensation.carry(block, left)
+    del compensation
     if sweeps and type_name in GRIDDED:
         return _asked_again(W, data.view(-1, kind.type_size), type_name, factor, sweeps)
     return data.flatten(1)

@@ -3,13 +3,19 @@
 import torch
 from torch import Tensor
 
-from hubquant.quantize.compensation import Compensation, cholesky
+from hubquant.quantize.compensation import Compensation, ordered_factor
 
 
 def hessian_of(seed: int, width: int = 128) -> Tensor:
+    """Its largest diagonal element is 1, as a factor takes it."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(300, width, generator=random) @ torch.randn(width, width, generator=random)
-    return x.T @ x
+    hessian = x.T @ x
+    return hessian / hessian.diagonal().amax()
+
+
+def factor_of(hessian: Tensor, damp_ratio: float) -> Tensor:
+    return ordered_factor(hessian, torch.arange(len(hessian)), damp_ratio)
 
 
 def check_factor(R: Tensor, damped: Tensor) -> None:
@@ -25,7 +31,7 @@ def check_factor(R: Tensor, damped: Tensor) -> None:
 def test_the_factor_is_that_of_the_damped_hessian_which_stays_as_it_is() -> None:
     hessian = hessian_of(15)
     before = hessian.clone()
-    R = cholesky(hessian, 0.05)
+    R = factor_of(hessian, 0.05)
     assert torch.equal(hessian, before)
     check_factor(R, hessian.double() + 0.05 * float(hessian.diagonal().mean()) * torch.eye(128))
 
@@ -34,17 +40,24 @@ def test_damping_rises_until_it_is_enough() -> None:
     """Eigenvalue −0.3 of the mean diagonal: a tenth of that is not enough, ten times more is."""
     hessian = torch.diag(torch.tensor([1.3, 1.3, 1.3, -0.3 + 0.1]))
     hessian[0, 3] = hessian[3, 0] = 0.7
+    hessian /= 1.3
     mean = float(hessian.diagonal()[hessian.diagonal() > 0].mean())
     repaired = hessian.clone()
     repaired.diagonal()[hessian.diagonal() <= 0] = mean
-    check_factor(cholesky(hessian, 0.05), repaired + 0.05 * mean * torch.eye(4))
+    check_factor(factor_of(hessian, 0.05), repaired + 0.05 * mean * torch.eye(4))
     indefinite = torch.tensor([[1.0, 1.2], [1.2, 1.0]])
-    check_factor(cholesky(indefinite, 0.05), indefinite + 0.5 * torch.eye(2))
+    check_factor(factor_of(indefinite, 0.05), indefinite + 0.5 * torch.eye(2))
 
 
 def test_without_any_factor_the_diagonal_alone_is_used() -> None:
-    hopeless = torch.tensor([[1.0, 9.0], [9.0, 3.0]])
-    assert torch.allclose(cholesky(hopeless, 0.05), torch.diag(torch.tensor([3.0, 5.0]).sqrt()))
+    hopeless = torch.tensor([[1.0, 9.0], [9.0, 3.0]]) / 3
+    assert torch.allclose(factor_of(hopeless, 0.05), torch.diag((torch.tensor([3.0, 5.0]) / 3).sqrt()))
+
+
+def test_channels_in_another_order_and_of_another_size() -> None:
+    """Powers of two are exact."""
+    hessian, order = hessian_of(16), torch.randperm(128, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(ordered_factor(hessian * 1024, order, 0.05), factor_of(hessian[order][:, order], 0.05))
 
 
 def test_a_target_is_where_the_loss_of_all_columns_so_far_is_least() -> None:
@@ -55,7 +68,7 @@ def test_a_target_is_where_the_loss_of_all_columns_so_far_is_least() -> None:
     hessian = hessian_of(3, 96).double()
     random = torch.Generator().manual_seed(4)
     weight = torch.randn(5, 96, generator=random, dtype=torch.float64)
-    R = cholesky(hessian, 0.0)
+    R = factor_of(hessian, 0.0)
     compensation = Compensation(R, 5)
     errors = torch.zeros_like(weight)
     for start, end in ((0, 32), (32, 48), (48, 96)):
