@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hubquant import memory
 from hubquant.artifact import Artifact
 from hubquant.bookmark import Bookmark
-from hubquant.calibrate.statistics import InputStatistics
+from hubquant.calibrate.statistics import InputStatistics, token_importance
 from hubquant.errors import BadModel
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.decoder import Decoder
@@ -154,17 +154,30 @@ def observe(
     """
     widths = {i.name: module.get_parameter(f"{i.name}.weight").shape[1] for i in inputs}
     statistics = {name: InputStatistics(width, decoder.device) for name, width in widths.items()}
+    lists = {n: m for n, m in module.named_modules() if isinstance(m, Experts)}
+    read: list[tuple[InputStatistics, Tensor, Tensor | None]] = []
+
+    def note(name: str, x: Tensor) -> None:
+        """Until the layer's output says what each token counts; a copy, since the model may go on in the same memory."""
+        owner = next((m for path, m in lists.items() if name.startswith(f"{path}.")), None)
+        read.append((statistics[name], x.clone(), owner.sent if owner else None))
+
+    def add(output: Tensor) -> None:
+        importance = token_importance(output)
+        for sums, x, tokens in read:
+            of_rows = importance if tokens is None else importance[tokens]
+            sums.add(x, of_rows if of_rows.numel() * sums.width == x.numel() else None)
+        read.clear()
+
     handles = [
-        module.get_submodule(name).register_forward_pre_hook(lambda _module, args, s=sums: s.add(args[0]))
-        for name, sums in statistics.items()
+        module.get_submodule(name).register_forward_pre_hook(lambda _module, args, n=name: note(n, args[0])) for name in statistics
     ]
-    lists = [m for m in module.modules() if isinstance(m, Experts)]
     try:
-        for experts in lists:
+        for experts in lists.values():
             experts.every_token = all_experts
-        decoder.run(index, module, hidden, into)
+        decoder.run(index, module, hidden, into, add)
     finally:
-        for experts in lists:
+        for experts in lists.values():
             experts.every_token = False
         for handle in handles:
             handle.remove()

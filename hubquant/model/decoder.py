@@ -192,13 +192,22 @@ class Decoder:
         return (hidden[number : number + 1] for number in range(len(hidden)))
 
     @torch.no_grad()
-    def run(self, index: int, layer: nn.Module, hidden: States, into: States | None = None) -> States:
+    def run(
+        self,
+        index: int,
+        layer: nn.Module,
+        hidden: States,
+        into: States | None = None,
+        after: Callable[[Tensor], None] = lambda _: None,
+    ) -> States:
         """The layer over all windows, [n, window, hidden], one by one as it was called.
 
-        Its output is written to `into`, or over `hidden` if there is none, and returned."""
+        Its output is written to `into`, or over `hidden` if there is none, and returned; `after` is given that of each window."""
         into = hidden if into is None else into
         for number, window in enumerate(self.windows(hidden)):
-            into[number : number + 1] = apply_layer(layer, window, self.call(index, number))
+            output = apply_layer(layer, window, self.call(index, number))
+            after(output)
+            into[number : number + 1] = output
         return into
 
     @contextmanager

@@ -54,13 +54,14 @@ class Experts(nn.Module):
     """Takes the place of a fused experts module: the children "0", "1", … are its experts.
 
     `every_token`: run each expert over all tokens, so that whoever observes its linears sees them all; what the router did not
-    send to it is not added to the output.
+    send to it is not added to the output. `sent`: while an expert runs, the numbers of the tokens that it is given, None for all.
     """
 
     def __init__(self, fused: nn.Module) -> None:
         super().__init__()
         self.fused = Fused(fused)
         self.every_token = False
+        self.sent: Tensor | None = None
         for index in range(self.fused.count):
             self.add_module(str(index), Expert(self.fused))
         if getattr(fused, "has_post_expert_norm", False):
@@ -75,6 +76,7 @@ class Experts(nn.Module):
         norm = self._modules.get("post_expert_norm")
         for index, expert in enumerate(self.experts()):
             token, slot = torch.where(top_k_index == index)
+            self.sent = None if self.every_token else token
             if self.every_token:
                 out = expert(hidden, self.fused)[token]
             elif token.numel():
@@ -83,6 +85,7 @@ class Experts(nn.Module):
                 continue
             out = out if norm is None else norm(out)
             result.index_add_(0, token, (out * top_k_weights[token, slot, None]).to(result.dtype))
+        self.sent = None
         return result
 
     @torch.no_grad()

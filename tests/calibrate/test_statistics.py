@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hubquant.calibrate.statistics import InputStatistics
+from hubquant.calibrate.statistics import SINK, InputStatistics, token_importance
 from hubquant.quantize.gptq import DAMP_RATIO
 
 
@@ -26,6 +26,28 @@ def test_the_sums() -> None:
     assert bool(((statistics.hessian.double() - exact).abs() <= bound).all())
     torch.testing.assert_close(statistics.importance, (x * x).mean(0))
     assert statistics.n_tokens == 50 and statistics.dropped_rows == 0
+
+
+def test_a_token_counts_by_its_importance_but_in_the_importance_matrix() -> None:
+    x, importance = data(), torch.arange(50.0) ** 2
+    statistics = InputStatistics(6)
+    statistics.add(x, importance)
+    # each entry sums 50 products of rows that were rounded once, each product rounded once and added in fp32
+    exact = (x.double() * importance.double()[:, None]).T @ x.double()
+    bound = (50 + 4) * 2.0**-23 * ((x.double().abs() * importance.double()[:, None]).T @ x.double().abs())
+    assert bool(((statistics.hessian.double() - exact).abs() <= bound).all())
+    torch.testing.assert_close(statistics.importance, (x * x).mean(0))
+    assert statistics.n_tokens == 50
+
+
+def test_long_tokens_are_important_and_all_others_alike() -> None:
+    hidden = torch.randn(1, 9, 64, generator=torch.Generator().manual_seed(6))
+    hidden /= hidden.norm(dim=-1, keepdim=True)
+    assert token_importance(hidden).tolist() == [1.0] * 9
+    lengths = torch.tensor([100.0, 1, 1, 1.01 * SINK, 0.99 * SINK, 1, 0, float("inf"), float("nan")])
+    wanted = torch.tensor([100.0, 1, 1, 1.01 * SINK, 1, 1, 1, 1, 1])
+    torch.testing.assert_close(token_importance(hidden * lengths[:, None]), wanted)
+    assert token_importance(torch.zeros(1, 4, 8)).tolist() == [1.0] * 4
 
 
 def test_rows_that_are_not_finite_are_dropped_and_counted() -> None:

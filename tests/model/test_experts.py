@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from hubquant.calibrate.statistics import token_importance
 from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.decoder import Decoder, apply_layer, read_config
@@ -172,19 +173,26 @@ def test_statistics_are_those_of_the_tokens_routed_to_each_expert(
         # an expert's products over all tokens are sums in another order than over some
         torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
         handle = experts.register_forward_pre_hook(lambda _m, args: routed.append((args[0], args[1])))
+        hidden[:, 0] *= 100  # an attention sink in each window
+        outputs = [apply_layer(layer, window.clone(), decoder.call(0)) for window in decoder.windows(hidden)]
+        importance = torch.cat([token_importance(output) for output in outputs])
+        assert int((importance > 1).sum()) == len(hidden)
+        routed.clear()
         statistics = observe(decoder, 0, layer, inputs, hidden, every_token)
         assert not experts.every_token, "or the next layer's inputs would not be told apart"
         handle.remove()
         x, chosen = torch.cat([r[0] for r in routed]), torch.cat([r[1] for r in routed])
         fused = experts.fused
         for index in range(fused.count):
-            mine = x if every_token else x[(chosen == index).any(dim=1)]
+            here = slice(None) if every_token else (chosen == index).any(dim=1)
+            mine, counts = x[here], importance[here, None]
             seen = statistics[f"mlp.experts.{index}.gate_proj"]
             assert seen.n_tokens == len(mine)
-            torch.testing.assert_close(seen.hessian, mine.T @ mine, rtol=1e-4, atol=1e-3)
+            torch.testing.assert_close(seen.hessian, (mine * counts).T @ mine, rtol=1e-4, atol=1e-3)
             expert = experts.get_submodule(str(index))
             inner = fused.activate(expert.get_submodule("gate_proj")(mine), expert.get_submodule("up_proj")(mine))
-            torch.testing.assert_close(statistics[f"mlp.experts.{index}.down_proj"].hessian, inner.T @ inner, rtol=1e-4, atol=1e-3)
+            found = statistics[f"mlp.experts.{index}.down_proj"].hessian
+            torch.testing.assert_close(found, (inner * counts).T @ inner, rtol=1e-4, atol=1e-3)
 
 
 def test_experts_that_compute_something_else_are_declined(mixture_of_experts: Models, tokens: Tensor) -> None:
