@@ -101,8 +101,9 @@ class Reading:
         shared = ("gguf" in formats) + any(f != "gguf" for f in formats)  # all GGUF variants' factor; the one of AWQ's scales
         products = 2.0 * tokens * (weights + self.width**2) + shared * factor
         others = 0.0
-        # carrying errors to the columns after, half of them on average; the gradient, then each sweep, the last in half; the error
-        solving = (1 + 2 * (SWEEPS + 0.5) + 2) * weights * self.width
+        # carrying errors to the columns after, half of them on average; the gradient, then each sweep, the last in half; the error,
+        # for which each pair of columns is one product
+        solving = (1 + 2 * (SWEEPS + 0.5) + 1) * weights * self.width
         for v in variants:
             if v.format == "gguf":
                 products += solving * len(kinds(v))

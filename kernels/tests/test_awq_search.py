@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hubquant_kernels.awq_search import awq_losses, rounding_error
+from hubquant_kernels.awq_search import BLOCK, awq_losses, quadratic_form, rounding_error
 from torch import Tensor
 
 
@@ -18,6 +18,17 @@ def problem(out: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
     """A weight and three scales."""
     random = torch.Generator().manual_seed(seed)
     return 0.02 * torch.randn(out, width, generator=random), torch.exp(torch.randn(3, width, generator=random))
+
+
+@pytest.mark.parametrize("width", [BLOCK - 1, BLOCK, 2 * BLOCK + 76])
+def test_each_pair_of_columns_counts_twice(width: int) -> None:
+    """γ_n Σ|Δ||H||Δ|ᵀ: a product of three numbers, with at most `in` sums in a first product and all that follow in a second."""
+    x, delta = inputs(200, width, seed=3), 0.02 * torch.randn(5, width, generator=torch.Generator().manual_seed(4))
+    hessian = x.T @ x
+    exact, size = (
+        float(((d @ h) * d).sum()) for d, h in ((delta.double(), hessian.double()), (delta.double().abs(), hessian.double().abs()))
+    )
+    assert abs(float(quadratic_form(delta, hessian)) - exact) <= (2 * width + 5 + 6) * 2.0**-24 * size
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
