@@ -30,12 +30,15 @@ TENSOR = "tensor"
 class Standing:
     """Between two layers. `inputs`: by the first layer of each structure; `writers`: by variant, of those at work.
 
-    `saves` counts how often this was written; `seconds` is what the pass has taken so far, over all its processes.
+    `saves` counts how often this was written; `seconds` is what the pass has taken so far, and the peaks its largest ones, over all
+    its processes.
     """
 
     next_layer: int = 0
     dropped_rows: int = 0
     seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    peak_device_memory_bytes: int = 0
     saves: int = 0
     inputs: dict[int, list[LayerInput]] = field(default_factory=dict)
     writers: dict[str, State] = field(default_factory=dict)
@@ -44,7 +47,7 @@ class Standing:
 
     @classmethod
     def read(cls, found: Mapping[str, Any]) -> "Standing":
-        values = {f.name: found[f.name] for f in fields(cls)}
+        values = {f.name: found[f.name] for f in fields(cls) if f.name in found}
         values["inputs"] = {int(first): [_input(i) for i in inputs] for first, inputs in found["inputs"].items()}
         values["finished"] = {name: Artifact.model_validate(artifact) for name, artifact in found["finished"].items()}
         return cls(**values)

@@ -80,8 +80,14 @@ def quantize(
                 raise
             writers, notes = [], [str(error)]
 
-        def done(stage: str, n: int, total: int) -> None:
+        def cost() -> None:
+            on_device = torch.cuda.max_memory_allocated(where) if where.type == "cuda" else 0
             at.seconds = time.monotonic() - started
+            at.peak_memory_bytes = max(at.peak_memory_bytes, memory.peak())
+            at.peak_device_memory_bytes = max(at.peak_device_memory_bytes, on_device)
+
+        def done(stage: str, n: int, total: int) -> None:
+            cost()
             tell(stage, n, total)
 
         try:
@@ -99,6 +105,7 @@ def quantize(
             raise
         finally:
             discard_converted(out)
+        cost()
         report = Report(
             hubquant_version=__version__,
             versions=_versions(),
@@ -107,10 +114,10 @@ def quantize(
             artifacts=tuple(at.finished.values()),
             calibration_tokens=0 if tokens is None else tokens.numel(),
             dropped_rows=at.dropped_rows,
-            seconds=time.monotonic() - started,
-            peak_memory_bytes=memory.peak(),
+            seconds=at.seconds,
+            peak_memory_bytes=at.peak_memory_bytes,
             device=describe_device(where),
-            peak_device_memory_bytes=torch.cuda.max_memory_allocated(where) if where.type == "cuda" else 0,
+            peak_device_memory_bytes=at.peak_device_memory_bytes,
             notes=(*unopened, *notes, *at.given_up.values(), *_dropped(at.dropped_rows)),
         )
         write_report(report, out)

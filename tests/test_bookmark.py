@@ -1,5 +1,6 @@
 """What is written down comes back; nothing of it under another key, and nothing that is not named."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,18 @@ def test_a_standing_comes_back(tmp_path: Path) -> None:
     first, second = found.standing.inputs[0]
     assert first.linears == ("q", "k") and first.absorber is not None and torch.equal(first.absorber.channels, torch.arange(4))
     assert second == INPUTS[1]
+
+
+def test_a_standing_of_before_a_field_was_there_comes_back(tmp_path: Path) -> None:
+    marked = Bookmark(tmp_path / "b", "key")
+    marked.standing.next_layer = 3
+    marked.save([])
+    path = marked.folder / "bookmark.json"
+    told = json.loads(path.read_text())
+    del told["peak_memory_bytes"]
+    path.write_text(json.dumps(told))
+    found = Bookmark(tmp_path / "b", "key").standing
+    assert found.next_layer == 3 and found.peak_memory_bytes == 0
 
 
 def test_a_save_leaves_only_what_it_names_and_another_key_nothing(tmp_path: Path) -> None:

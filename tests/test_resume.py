@@ -77,11 +77,14 @@ def test_killed_again_and_again_a_pass_goes_on_and_makes_the_same_bytes(
         now = int(str(saved(out)["saves"]))
         assert now > reached, "it did not go on where it stood"
         reached = now
+    before = saved(out)
     told: list[tuple[int, int]] = []
     report = pipeline.quantize(
         bundled, out, with_texts(RECIPE), fingerprint_folder(bundled), lambda _, done, total: told.append((done, total))
     )
     assert told == [(0, 1), (4, 4)], "no layer was done twice"
+    assert report.peak_memory_bytes >= int(str(before["peak_memory_bytes"])) > 0
+    assert report.seconds > float(str(before["seconds"])) > 0
     assert published(out) == undisturbed
     assert {path.name for path in out.iterdir()} == {"hubquant.json", "progress.json", *(a.folder for a in report.artifacts)}
 

@@ -3,8 +3,8 @@
 `make memory` writes random checkpoints of Llama-2-7B's shape in bfloat16 shards, makes three variants of each in a process of its
 own, and compares the largest resident set with what `hubquant plan` says. Few tokens, but enough that no input is starved of them
 (11,008 channels need 1,376): more cost time, and no memory.
-It takes hours on few cores, so what is measured is kept, and a pass that was stopped goes on where it stood: its peak is then that
-of the layers that were left.
+It takes hours on few cores, so what is measured is kept, and a pass that was stopped goes on where it stood. The peak is what the
+pass itself reports, over all its processes, and at least that of the last one.
 """
 
 import argparse
@@ -100,6 +100,7 @@ def row_of(folder: Path, layers: int, sizes: tuple[int, int, int, int], asked: l
             write_model(model, layers, *sizes)
         planned = json.loads(subprocess.check_output([*HUBQUANT, "plan", str(model), *asked, "--json"]))["needs"]
         memory, disk, seconds = measured(["quantize", str(model), "-o", str(out), *asked, "--no-evaluate"], out)
+        memory = max(memory, json.loads((out / "hubquant.json").read_text())["peak_memory_bytes"])
         row = {"asked": asked, "memory": memory, "disk": disk, "seconds": seconds, "planned": planned}
         kept.write_text(json.dumps(row))
         shutil.rmtree(model)
