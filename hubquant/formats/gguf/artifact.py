@@ -72,7 +72,7 @@ class GgufArtifactWriter:
                 self.writer.add(full_name, weight)
                 continue
             for name, matrices, of in self.writer.matrices(full_name):
-                self.imatrix.add(name, statistics.squares, statistics.n_tokens, matrices, of)
+                self.imatrix.add_observed(name, statistics, matrices, of)
             self.records.append(self._add(full_name, weight, statistics))
         self.seconds += time.monotonic() - started
 

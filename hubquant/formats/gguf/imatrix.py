@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.header import GgufHeader
 
@@ -43,6 +44,10 @@ class Imatrix:
         for matrix in matrices:
             self.in_sum2[gguf_name][matrix] = in_sum2.detach().float().cpu()
             self.counts[gguf_name][matrix] = count
+
+    def add_observed(self, gguf_name: str, statistics: InputStatistics, matrices: range, of: int) -> None:
+        """As `add`, of what the pass saw of an input: every token as much as the other, as llama.cpp counts them."""
+        self.add(gguf_name, statistics.squares, statistics.n_tokens, matrices, of)
 
     def importance(self, gguf_name: str) -> Tensor:
         """Mean of x² [in], or [matrices, in] of a stack; 1 throughout for a matrix that no token reached, as in llama.cpp."""

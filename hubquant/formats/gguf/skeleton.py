@@ -145,7 +145,7 @@ class SkeletonWriter:
             statistics = layer.statistics_of(name)
             for stored, matrices, of in self._matrices(layer.prefix + name) if statistics is not None else ():
                 assert statistics is not None
-                self.imatrix.add(stored, statistics.squares, statistics.n_tokens, matrices, of)
+                self.imatrix.add_observed(stored, statistics, matrices, of)
                 if statistics.factor is not None:
                     self._write_with_feedback(stored, matrices, statistics.factor)
 
