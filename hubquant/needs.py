@@ -23,9 +23,8 @@ from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
-from hubquant.quantize.descent import ROWS
+from hubquant.quantize.compensation import STRIP_BYTES
 from hubquant.quantize.ggml import GGML_TYPES
-from hubquant.quantize.gptq import SWEEPS
 from hubquant.quantize.scales import SCALES, part_bytes
 from hubquant.recipe import BITS, Frozen, Recipe, Variant, variant
 from hubquant.refine import BATCH, CHUNK
@@ -33,6 +32,7 @@ from hubquant.speed import Speed, kinds
 
 FLOAT = 4  # bytes
 HALF = 2
+AT_WORK = 8 * STRIP_BYTES  # of some rows: targets, codes, errors, gradients and their like, for a processor of one thread
 PROBED = 8  # tokens that are sent through a layer to see which linears read the same
 LEARNING = 6 * FLOAT  # of a scale: it, its change, the gradient, two moments, their product
 
@@ -69,18 +69,12 @@ class Reading:
 
     @property
     def solving(self) -> int:
-        """GPTQ: the folded weights, those stacked and clamped, with H folded, reordered, and its factor; then those, codes, and
-        what errors leave to the columns to come; then, when codes are asked again, codes as float32 and what is at work of some
-        rows; then the decoded weights on their way."""
-        factor = 3 * self.weights + 2 * self.sums
-        rounding = 4 * self.weights + self.weights // FLOAT + self.sums
-        asking = 4 * self.weights + self.weights // FLOAT + self.asking(sum(self.rows))
+        """GPTQ: the folded weights and those stacked, with H folded, reordered, and its factor; or those, codes, the factor and
+        what is at work of some rows; then the decoded weights on their way."""
+        factor = 2 * self.weights + 2 * self.sums
+        rounding = 2 * self.weights + self.weights // FLOAT + self.sums + AT_WORK
         decoding = self.weights + self.weights // FLOAT + 5 * self.largest
-        return self.sums + max(factor, rounding, asking, decoding)
-
-    def asking(self, rows: int) -> int:
-        """Of the descent: values, error, the damped error and the gradient of the rows that are at work."""
-        return 4 * FLOAT * self.width * min(rows, ROWS)
+        return self.sums + max(factor, rounding, decoding)
 
     @property
     def factor(self) -> int:
@@ -89,9 +83,9 @@ class Reading:
 
     @property
     def encoding(self) -> int:
-        """GGUF: the factor in the making beside H reordered; or the matrix, its codes as float32 and as the grid has them, what
-        errors leave to the columns to come, and what is at work of some rows."""
-        return max(2 * self.factor, 4 * self.largest + self.asking(max(self.rows)))
+        """GGUF: the factor in the making beside H reordered; or the matrix, its bytes, and what is at work of some rows; then the
+        decoded matrix and its error."""
+        return max(2 * self.factor, 2 * self.largest + AT_WORK, 4 * self.largest)
 
     def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
         """Of all that is done for these linears, in one pass over so many tokens."""
@@ -101,16 +95,16 @@ class Reading:
         shared = ("gguf" in formats) + any(f != "gguf" for f in formats)  # all GGUF variants' factor; the one of AWQ's scales
         products = 2.0 * tokens * (weights + self.width**2) + shared * factor
         others = 0.0
-        # carrying errors to the columns after, half of them on average; the gradient, then each sweep, the last in half; the error,
-        # for which each pair of columns is one product
-        solving = (1 + 2 * (SWEEPS + 0.5) + 1) * weights * self.width
+        # carrying errors to the columns after, the gradient from those, and the error at the output: each pair of columns is one
+        # product; following the codes that move in all sweeps takes as long
+        solving = 4 * weights * self.width
         for v in variants:
             if v.format == "gguf":
                 products += solving * len(kinds(v))
                 others += weights * speed.encoding[v.name]
             else:
                 times = len(BITS) if v.by_sensitivity else 1
-                products += times * (solving + factor)
+                products += times * (solving + weights * self.width + factor)  # and the energy of what was folded
                 others += weights * (speed.searching + times * speed.fitting)
         return products / speed.products + others
 

@@ -11,7 +11,7 @@ import torch
 from hubquant.formats.gguf.auto import candidate_types
 from hubquant.formats.gguf.mixtures import mixture
 from hubquant.quantize import awq, gptq
-from hubquant.quantize.feedback import Factor, encode_with_feedback
+from hubquant.quantize.feedback import block_factor, encode_with_feedback
 from hubquant.quantize.grid import Grid
 from hubquant.recipe import Recipe, Variant, variant
 
@@ -34,7 +34,7 @@ class Speed:
         square, weight = (torch.randn(1024, 1024, generator=random), torch.randn(rows, width, generator=random))
         hessian, grid = torch.eye(width), Grid(4, 128, False)
         of_variant = {name: kinds(variant(name)) for name in recipe.variants if variant(name).format == "gguf"}
-        encoded = partial(encode_with_feedback, weight, factor=Factor(hessian))
+        encoded = partial(encode_with_feedback, weight, factor=block_factor(hessian))
         of_kind = {k: _seconds(partial(encoded, k)) for k in sorted({*chain(*of_variant.values())})}
         return cls(
             products=2 * 1024**3 / _seconds(lambda: square @ square),

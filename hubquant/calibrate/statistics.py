@@ -9,8 +9,8 @@ from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hubquant.quantize.compensation import ordered_factor
-from hubquant.quantize.feedback import Factor, has_blocks
+from hubquant.quantize.compensation import Factor
+from hubquant.quantize.feedback import block_factor, has_blocks
 from hubquant.quantize.gptq import damp_ratio_for
 from hubquant.quantize.order import channel_order
 
@@ -101,7 +101,7 @@ class InputStatistics:
         token was added.
         """
         usable = not self.starved and has_blocks(self.width) and bool(self.hessian.any())
-        return Factor(self.hessian, self.damp_ratio) if usable else None
+        return block_factor(self.hessian, self.damp_ratio) if usable else None
 
     @cached_property
     def remaining(self) -> Tensor:
@@ -110,7 +110,7 @@ class InputStatistics:
         given = self.hessian.diagonal()
         order = channel_order(given)
         found = torch.empty_like(given)
-        found[order] = ordered_factor(self.hessian, order, self.damp_ratio).diagonal().square()
+        found[order] = Factor(self.hessian, order, self.damp_ratio).R.diagonal().square()
         return found * (given > 0)
 
     @property

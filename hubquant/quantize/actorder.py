@@ -12,7 +12,7 @@ from hubquant_kernels.gptq_block import gptq_block
 from hubquant_kernels.grid import fit_group
 from torch import Tensor
 
-from hubquant.quantize.compensation import Compensation, ordered_factor
+from hubquant.quantize.compensation import Compensation, Factor
 from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight
 from hubquant.quantize.order import channel_order
@@ -33,14 +33,14 @@ def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float 
 
     Channels without any activation have no say in the scale of their group, as in `gptq.solve`.
     """
-    order = channel_order(hessian.diagonal())
-    limit = LARGEST_SCALE * grid.middle
-    W, seen = weight.float().clamp(-limit, limit), hessian.diagonal()[order] > 0
-    R = ordered_factor(hessian, order, damp_ratio)
-    remaining = torch.empty_like(R.diagonal())
-    remaining[order] = seen * R.diagonal()  # what a channel's rounding adds to the loss: (w − q)·R_jj, squared
+    factor = Factor(hessian, channel_order(hessian.diagonal()), damp_ratio)
+    order, limit = factor.order, LARGEST_SCALE * grid.middle
+    W = weight.float().clamp(-limit, limit)
+    remaining = torch.empty_like(factor.damp)
+    # what a channel's rounding adds to the loss: (w − q)·R_jj, squared
+    remaining[order] = (hessian.diagonal()[order] > 0) * factor.R.diagonal()
     scales, zeros = _scales(W, remaining, grid)
-    compensation, codes = Compensation(R, len(W)), torch.empty_like(W, dtype=torch.uint8)
+    compensation, codes = Compensation(factor, len(W)), torch.empty_like(W, dtype=torch.uint8)
     for start in range(0, W.shape[1], BLOCK):
         block = compensation.block(start, min(start + BLOCK, W.shape[1]))
         places = order[block.start : block.end]

@@ -6,12 +6,68 @@ et al. 2022, arXiv 2210.17323) seen as Babai's nearest plane (Chen et al. 2025, 
 blocks on the diagonal are all that a block of columns needs. H is never inverted, which costs three times more than the factor.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 MAX_DAMP_RATIO = 1.0
+# What one thread has at work of a matrix: as much as stays in a processor's cache while the hessian passes by.
+STRIP_BYTES = 8 << 20
+STRIP_ROWS_ON_GPU = 1 << 14
+# columns of which products are made at a time
+BLOCK = 512
+
+
+class Factor:
+    """A hessian H [in, in] = Σxᵀx, factored for all matrices that read the input: R upper, unit·RRᵀ = H + diag(damp), in `order`.
+
+    order [in]: the columns as they are to be rounded. unit: the largest diagonal element, so that activations of any size stay
+    in range. damp [in] = damp_ratio · mean of the live diagonal, raised tenfold until the factorization succeeds, and 0 where the
+    diagonal is: such a channel is on its own, with the mean for its diagonal in R. An all-zero H counts as the identity there.
+    One that no damping helps counts as its diagonal, in `hessian` too.
+    """
+
+    def __init__(self, hessian: Tensor, order: Tensor, damp_ratio: float) -> None:
+        self.order = order
+        # R is the lower factor of that, turned round; H is not held beside it (0.5 GB at 11,008 channels)
+        last_first = order.flip(0)
+        H = hessian[last_first][:, last_first]
+        largest = H.diagonal().amax()
+        self.unit = torch.where(largest > 0, largest, 1)
+        live = hessian.diagonal() > 0
+        L, added = _lower(H.div_(self.unit), damp_ratio)
+        self.hessian = torch.diag(hessian.diagonal().clamp(min=0)) if added is None else hessian
+        self.damp = (added or 0.0) * self.unit * live
+        self.R = L.flip(0, 1)
+        self._of_block: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def block(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """R[start:end, start:end] [n, n] and its inverse, GPTQ's U; worked out once."""
+        if (start, end) not in self._of_block:
+            metric = self.R[start:end, start:end].contiguous()
+            one = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
+            self._of_block[start, end] = metric, torch.linalg.solve_triangular(metric, one, upper=True)
+        return self._of_block[start, end]
+
+
+def _lower(H: Tensor, damp_ratio: float) -> tuple[Tensor, float | None]:
+    """A lower factor of H, which is lost, with its damping, and that; None where there is none that helps."""
+    given = H.diagonal().clone()
+    live = given > 0
+    if not bool(live.any()):
+        return torch.diag((torch.ones_like(given) + damp_ratio).sqrt()), 0.0
+    mean = float(given[live].mean())
+    diagonal = torch.where(live, given, mean)
+    while damp_ratio <= MAX_DAMP_RATIO:
+        H.diagonal().copy_(diagonal + damp_ratio * mean)
+        L, failed = torch.linalg.cholesky_ex(H)
+        if not failed:
+            return L, damp_ratio * mean
+        damp_ratio *= 10
+    # rounding without compensation, which needs no factorization
+    return torch.diag((diagonal + mean).sqrt()), None
 
 
 @dataclass(frozen=True)
@@ -31,49 +87,33 @@ class Block:
 
 
 class Compensation:
-    """The errors of `rows` rows so far, carried to the columns after them. `R` [in, in]: upper, RRᵀ = H."""
+    """The errors E of `rows` rows so far, carried to the columns after them: ER [out, in], in the order of R."""
 
-    def __init__(self, R: Tensor, rows: int) -> None:
-        self._R, self._carried = R, R.new_zeros(rows, R.shape[0])
+    def __init__(self, factor: Factor, rows: int) -> None:
+        self.factor, self.ER = factor, factor.R.new_zeros(rows, factor.R.shape[0])
 
     def block(self, start: int, end: int) -> Block:
-        metric = self._R[start:end, start:end].contiguous()
-        factor = torch.linalg.solve_triangular(metric, torch.eye(end - start, dtype=metric.dtype, device=metric.device), upper=True)
-        return Block(start, end, metric, factor, self._carried[:, start:end])
+        return Block(start, end, *self.factor.block(start, end), self.ER[:, start:end])
 
     def carry(self, block: Block, left: Tensor) -> None:
         """`left` [out, n]: of ER after the block was rounded: what GPTQ calls Err, (w − q)/U_jj of each column in its turn."""
         error = (left - block.carried) @ block.factor
-        self._carried[:, block.end :].addmm_(error, self._R[block.start : block.end, block.end :])
+        self.ER[:, block.start : block.end] = left
+        self.ER[:, block.end :].addmm_(error, self.factor.R[block.start : block.end, block.end :])
+
+    def gradient(self) -> Tensor:
+        """E(H + diag(damp)) [out, in], columns as they come; a column that is on its own has its error times R's diagonal there."""
+        R, order, result = self.factor.R, self.factor.order, torch.empty_like(self.ER)
+        for start in range(0, len(R), BLOCK):
+            columns = slice(start, start + BLOCK)
+            result[:, order[columns]] = (self.ER[:, start:] @ R[columns, start:].T).mul_(self.factor.unit)
+        return result
 
 
-def ordered_factor(hessian: Tensor, order: Tensor, damp_ratio: float) -> Tensor:
-    """Upper R with RRᵀ = H + λI, H = hessian[order][:, order] as part of its largest diagonal element, so that activations of any
-    size stay in range; λ = damp_ratio · mean of the live diagonal, raised tenfold until the factorization succeeds.
-
-    A zero diagonal is set to λ's scale: such a channel is on its own. An all-zero H counts as the identity.
-    """
-    last_first = order.flip(0)  # R is the lower factor of that, turned round; H is not held beside it (0.5 GB at 11,008 channels)
-    L = _lower(_reordered(hessian, last_first), damp_ratio)
-    return L.flip(0, 1)
-
-
-def _reordered(hessian: Tensor, order: Tensor) -> Tensor:
-    H = hessian[order][:, order]
-    largest = H.diagonal().amax()
-    return H.div_(torch.where(largest > 0, largest, 1))
-
-
-def _lower(H: Tensor, damp_ratio: float) -> Tensor:
-    given = H.diagonal().clone()
-    live = given > 0
-    mean = float(given[live].mean()) if bool(live.any()) else 1.0
-    diagonal = torch.where(live, given, mean)
-    while damp_ratio <= MAX_DAMP_RATIO:
-        H.diagonal().copy_(diagonal + damp_ratio * mean)
-        L, failed = torch.linalg.cholesky_ex(H)
-        if not failed:
-            return L
-        damp_ratio *= 10
-    # without any, the diagonal alone: rounding without compensation, which needs no factorization
-    return torch.diag((diagonal + mean).sqrt())
+def strips(matrix: Tensor) -> Iterator[slice]:
+    """The rows of matrix [out, in] in parts. They are independent, and solved a part at a time what is at work of them stays in the
+    processor's cache, and is never much."""
+    rows = STRIP_ROWS_ON_GPU
+    if matrix.device.type == "cpu":
+        rows = max(32, torch.get_num_threads() * STRIP_BYTES // (4 * matrix.shape[1]) // 32 * 32)
+    return (slice(start, start + rows) for start in range(0, len(matrix), rows))

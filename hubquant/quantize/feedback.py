@@ -12,9 +12,9 @@ from hubquant_kernels.ggml_grid import GRIDDED, BlockGrid, block_grid
 from hubquant_kernels.gptq_block import gptq_block, gptq_codebook_block
 from torch import Tensor
 
-from hubquant.quantize.compensation import Compensation, ordered_factor
-from hubquant.quantize.descent import Codes, damping, descend, without_zeros
-from hubquant.quantize.ggml import decode, encode, ggml_type
+from hubquant.quantize.compensation import Compensation, Factor, strips
+from hubquant.quantize.descent import ask_again, without_zeros
+from hubquant.quantize.ggml import GgmlType, decode, encode, ggml_type, row_bytes
 from hubquant.quantize.gptq import DAMP_RATIO, SWEEPS
 from hubquant.quantize.order import channel_order
 
@@ -24,20 +24,18 @@ SUB_BLOCKS = (32, 16)
 EXACT = ("F32", "F16", "BF16")
 
 
-class Factor:
-    """What error feedback needs of a hessian [in, in] = Σxᵀx, once for all matrices that read the input, whatever their types.
+def block_factor(hessian: Tensor, damp_ratio: float = DAMP_RATIO) -> Factor:
+    """The factor of a hessian [in, in] = Σxᵀx for columns by importance: blocks first, then sub-blocks inside these, then columns.
 
-    order: the columns by importance, blocks first, then sub-blocks inside blocks, then columns. R: upper, RRᵀ = H in that order.
-    importance: the hessian's diagonal, in the order of the row, as part of the largest. damp [in]: what is added to the diagonal.
-    Needs a width that has_blocks.
+    Once for all matrices that read the input, whatever their types. Needs a width that has_blocks.
     """
+    block = block_of(len(hessian))
+    return Factor(hessian, channel_order(hessian.diagonal(), (block, *(b for b in SUB_BLOCKS if b < block))), damp_ratio)
 
-    def __init__(self, hessian: Tensor, damp_ratio: float = DAMP_RATIO) -> None:
-        self.block = next(b for b in BLOCKS if hessian.shape[0] % b == 0)
-        self.order = channel_order(hessian.diagonal(), (self.block, *(b for b in SUB_BLOCKS if b < self.block)))
-        self.hessian, self.damp = hessian, damping(hessian, damp_ratio)
-        self.importance = hessian.diagonal() / hessian.diagonal().amax()
-        self.R = ordered_factor(hessian, self.order, damp_ratio)
+
+def block_of(width: int) -> int:
+    """How many columns of so many are rounded between two updates of all that is left."""
+    return next(b for b in BLOCKS if width % b == 0)
 
 
 def has_blocks(width: int) -> bool:
@@ -53,38 +51,43 @@ def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor, sweeps:
     kind = ggml_type(type_name)
     if type_name in EXACT:
         return encode(weight, type_name)
-    size, W = factor.block, weight.float()
-    compensation = Compensation(factor.R, len(W))
+    data = torch.empty(len(weight), row_bytes(type_name, weight.shape[1]), dtype=torch.uint8, device=weight.device)
+    for rows in strips(weight):
+        data[rows] = _encode_rows(weight[rows].float(), kind, factor, sweeps)
+    return data
+
+
+def _encode_rows(W: Tensor, kind: GgmlType, factor: Factor, sweeps: int) -> Tensor:
+    size, compensation = block_of(W.shape[1]), Compensation(factor, len(W))
+    importance = factor.hessian.diagonal() / factor.unit
     data = W.new_empty(W.shape[0], W.shape[1] // size, size // kind.block_size * kind.type_size, dtype=torch.uint8)
     for start in range(0, W.shape[1], size):
         block, place = compensation.block(start, start + size), int(factor.order[start]) // size
         inside = factor.order[start : start + size] - place * size
         here = slice(place * size, (place + 1) * size)
         target = block.target(W[:, here][:, inside])
-        found = encode(target[:, inside.argsort()].contiguous(), type_name, factor.importance[here])
-        if type_name in GRIDDED:
-            grid = block_grid(found.view(-1, kind.type_size), type_name)
+        found = encode(target[:, inside.argsort()].contiguous(), kind.name, importance[here])
+        if kind.name in GRIDDED:
+            grid = block_grid(found.view(-1, kind.type_size), kind.name)
             codes, left = _choose_codes(target, block.factor, grid, inside)
             found = grid.recode(codes.view(-1, kind.block_size)).view_as(found)
         else:
-            left = (target - decode(found, type_name)[:, inside]) @ block.metric
+            left = (target - decode(found, kind.name)[:, inside]) @ block.metric
         data[:, place] = found
         compensation.carry(block, left)
-    del compensation
-    if sweeps and type_name in GRIDDED:
-        return _asked_again(W, data.view(-1, kind.type_size), type_name, factor, sweeps)
+    if sweeps and kind.name in GRIDDED:
+        return _asked_again(data.view(-1, kind.type_size), kind.name, compensation, sweeps)
     return data.flatten(1)
 
 
-def _asked_again(weight: Tensor, blocks: Tensor, type_name: str, factor: Factor, sweeps: int) -> Tensor:
-    grid = block_grid(blocks, type_name)
+def _asked_again(blocks: Tensor, type_name: str, left: Compensation, sweeps: int) -> Tensor:
+    grid, rows = block_grid(blocks, type_name), len(left.ER)
     if grid.top is None:
-        return blocks.view(len(weight), -1)
-    step = grid.scale.view(len(weight), -1)
-    offset = -grid.zero * step if grid.minimum is None else -grid.minimum.view_as(step)
-    found = Codes(grid.codes.view_as(weight).float(), step, offset, grid.top)
-    descend(weight, found, factor.hessian, factor.damp, sweeps)
-    return grid.recode(found.codes.to(torch.uint8).view(len(blocks), -1)).view(len(weight), -1)
+        return blocks.view(rows, -1)
+    step = grid.scale.view(rows, -1)
+    codes = grid.codes.view(rows, -1).float()
+    ask_again(codes, step, grid.top, left, sweeps)
+    return grid.recode(codes.to(torch.uint8).view(len(blocks), -1)).view(rows, -1)
 
 
 def _choose_codes(left: Tensor, U: Tensor, grid: BlockGrid, inside: Tensor) -> tuple[Tensor, Tensor]:

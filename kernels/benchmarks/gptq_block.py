@@ -2,7 +2,7 @@
 
 import torch
 from case import Case, Run
-from hubquant_kernels.gptq_block import gptq_block, gptq_group
+from hubquant_kernels.gptq_block import REFITS, TRIED, gptq_block, gptq_group
 from hubquant_kernels.grid import fit_group
 from torch import Tensor
 
@@ -10,8 +10,9 @@ GROUP = 128
 
 
 def plainly(weight: Tensor, factor: Tensor, metric: Tensor, symmetric: bool) -> object:
-    """The definitions of both parts: that of the whole asks the operators."""
-    return gptq_block._init_fn(weight, factor, *fit_group._init_fn(weight, metric, 4, symmetric), 15)
+    """The definitions of the search, and of the columns as often as they are tried: that of the whole asks the operators."""
+    scale, zero = fit_group._init_fn(weight, metric.diagonal(), 4, symmetric)
+    return [gptq_block._init_fn(weight, factor, scale, zero, 15) for _ in range(len(TRIED) + REFITS)]
 
 
 def cases() -> list[Case]:
@@ -24,10 +25,11 @@ def _case(batch: int, out: int, symmetric: bool) -> Case:
         x = torch.randn(batch, 4 * GROUP, GROUP, device="cuda")
         factor = torch.linalg.cholesky(torch.linalg.inv(x.mT @ x), upper=True)
         arguments = (weight, factor, torch.linalg.inv(factor), torch.ones(batch, GROUP, dtype=torch.bool, device="cuda"))
-        scale, zero = fit_group(weight, arguments[2], 4, symmetric)
+        diagonal = arguments[2].diagonal(dim1=1, dim2=2).contiguous()
+        scale, zero = fit_group(weight, diagonal, 4, symmetric)
         runs: dict[str, Run] = {
             "triton": lambda: gptq_group(*arguments, 4, symmetric),
-            "triton, the search": lambda: fit_group(weight, arguments[2], 4, symmetric),
+            "triton, the search": lambda: fit_group(weight, diagonal, 4, symmetric),
             "triton, the columns": lambda: gptq_block(weight, factor, scale, zero, 15),
         }
         return runs if batch > 1 else runs | {"definition": lambda: plainly(weight[0], factor[0], arguments[2][0], symmetric)}

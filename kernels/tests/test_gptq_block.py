@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from hubquant_kernels.gptq_block import gptq_block, gptq_group
-from hubquant_kernels.grid import fit_group
+from hubquant_kernels.gptq_block import TRIED, gptq_block, gptq_group
+from hubquant_kernels.grid import fit_group, storable
 from torch import Tensor
 
 MAX_CODE = 15
@@ -101,18 +101,30 @@ def test_a_batch_is_its_matrices_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_a_group_is_its_search_and_then_its_columns(symmetric: bool) -> None:
-    """A channel that is not seen has no say in the scale, and is rounded to it."""
+def test_a_group_is_its_columns_under_a_scale_as_good_as_any_tried(symmetric: bool) -> None:
+    """A channel that is not seen, and so not correlated with any, has no say in the scale, and is rounded to it."""
     weight, factor, _, _ = problem(out=8, n=16, seed=5)
-    weight[:, 3] = 10.0
+    weight[:, 3], factor[:3, 3], factor[3, 4:] = 10.0, 0.0, 0.0
     metric, seen = torch.linalg.inv(factor), torch.arange(16) != 3
     codes, errors, scale, zero = gptq_group(weight, factor, metric, seen, 4, symmetric)
-    expected, origin = fit_group(weight * seen, metric, 4, symmetric)
-    assert torch.equal(scale, expected)
+    first, origin = fit_group(weight * seen, metric.diagonal(), 4, symmetric)
     assert torch.equal(zero, origin)
+    assert torch.equal(scale.half().float(), scale)
     assert bool((scale.abs() < 0.1).all())
     assert torch.equal(codes, gptq_block(weight, factor, scale, zero, MAX_CODE)[0])
     assert torch.equal(errors, gptq_block(weight, factor, scale, zero, MAX_CODE)[1])
+    for times in TRIED:
+        other = gptq_block(weight, factor, storable(first * times), zero, MAX_CODE)[1]
+        assert bool(((errors.square() * seen).sum(1) <= (other.square() * seen).sum(1)).all())
+
+
+def test_more_than_one_scale_pays() -> None:
+    weight, factor, _, _ = problem(out=64, n=32, seed=6)
+    metric, seen = torch.linalg.inv(factor), torch.ones(32, dtype=torch.bool)
+    _, errors, _, _ = gptq_group(weight, factor, metric, seen, 3, True)
+    scale, zero = fit_group(weight, metric.diagonal(), 3, True)
+    _, alone = gptq_block(weight, factor, scale, zero, 7)
+    assert float((errors.square().sum(1) / alone.square().sum(1)).mean()) < 0.97
 
 
 def test_the_fused_operator_keeps_torchs_rules() -> None:

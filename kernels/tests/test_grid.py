@@ -43,16 +43,16 @@ def weights(out: int, n: int, seed: int) -> Tensor:
 
 
 def metric(n: int, seed: int) -> Tensor:
-    """A Cholesky factor of the Hessian of correlated inputs with loud channels."""
+    """The diagonal of a Cholesky factor of the Hessian of correlated inputs with loud channels."""
     random = torch.Generator().manual_seed(seed)
     x = torch.randn(4 * n, n, generator=random) @ torch.randn(n, n, generator=random)
     x *= torch.exp(torch.randn(n, generator=random))
-    return torch.linalg.cholesky((x.T @ x).double()).float()
+    return torch.linalg.cholesky((x.T @ x).double()).diagonal().float()
 
 
 def loss(weight: Tensor, scale: Tensor, zero: Tensor, grid: Grid, by: Tensor) -> Tensor:
-    """‖(Q(w) − w) M‖² of every row in float64."""
-    return ((dequantized(weight, scale, zero, grid) - weight).double() @ by.double()).square().sum(1)
+    """Σ ((Q(w) − w)·metric)² of every row in float64."""
+    return ((dequantized(weight, scale, zero, grid) - weight).double() * by.double()).square().sum(1)
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -70,15 +70,13 @@ def test_weights_on_a_grid_are_kept_exactly(grid: Grid) -> None:
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_searched_range_is_never_worse_than_the_full_one(grid: Grid) -> None:
-    """Up to the rounding of the losses that the search compares: γ_n of float32 for a product with a 32 × 32 metric."""
+    """Up to the rounding of the two losses that the search compares: of each term three operations, of a sum of 32 terms 31."""
     for seed in range(8):
         weight, by = weights(24, 32, seed), metric(32, seed)
         start = group_range(weight, *grid)
         started = loss(weight, *start, grid, by)
         found = loss(weight, *fit(weight, grid, by), grid, by)
-        error = (dequantized(weight, *start, grid) - weight).double().abs() @ by.double().abs()
-        slack = 2 * 66 * 2.0**-24 * error.square().sum(1)
-        assert bool((found <= started + slack).all())
+        assert bool((found <= started * (1 + 2 * 35 * 2.0**-24)).all())
 
 
 @pytest.mark.parametrize("grid", INT4, ids=str)
@@ -94,10 +92,10 @@ def test_the_metric_decides(grid: Grid) -> None:
     """A channel that nothing sees costs nothing: its outlier may be cut off for the others' sake, and is."""
     weight = weights(16, 32, seed=4)[:-2]
     weight[:, 5] *= 10
-    blind = torch.eye(32)
-    blind[5, 5] = 1e-4
+    blind = torch.ones(32)
+    blind[5] = 1e-4
     scale, zero = fit(weight, grid, blind)
-    seen, _ = fit(weight, grid, torch.eye(32))
+    seen, _ = fit(weight, grid, torch.ones(32))
     assert float((scale.abs() / seen.abs()).median()) < 0.8
     assert bool((loss(weight, scale, zero, grid, blind) <= loss(weight, seen, zero, grid, blind) + 1e-12).all())
 
@@ -119,7 +117,7 @@ def test_scales_are_float16_and_zeros_are_codes(grid: Grid) -> None:
 def test_a_symmetric_scale_has_the_sign_that_gives_the_wider_side_the_extra_point() -> None:
     weight = torch.tensor([[8.0, -7.0, 3.0, 0.0], [-8.0, 7.0, 3.0, 0.0]])
     grid = Grid(4, True)
-    scale, _ = fit(weight, grid, torch.eye(4))
+    scale, _ = fit(weight, grid, torch.ones(4))
     assert scale[:, 0].tolist() == [-1.0, 1.0]
     assert torch.equal(dequantized(weight, *group_range(weight, *grid), grid), weight)
 
@@ -171,23 +169,16 @@ def test_operator_keeps_torchs_rules(grid: Grid) -> None:
 
 
 @pytest.mark.skipif(native.compiler() is None, reason="no C++ compiler")
-@pytest.mark.parametrize("upper", [True, False])
 @pytest.mark.parametrize(("out", "n", "bits"), [(1, 5, 4), (17, 30, 2), (300, 128, 4)])
-def test_losses_in_machine_code_are_those_of_plain_torch(out: int, n: int, bits: int, upper: bool) -> None:
-    """Their errors are the same numbers; sums of n products in another order differ by γ_n = n·2⁻²⁴ of their magnitudes at most
-    (Higham 2002, section 3.1), fused or not."""
+def test_losses_in_machine_code_are_those_of_plain_torch(out: int, n: int, bits: int) -> None:
+    """Their errors are the same numbers, and their terms; sums of n positive terms in another order differ by γ_n = n·2⁻²⁴ at most
+    (Higham 2002, section 3.1)."""
     weight, by = weights(out + 2, n, seed=out), metric(n, seed=n)
-    by = by.T.contiguous() if upper else by
     scales = torch.rand(5, out + 2, generator=torch.Generator().manual_seed(2)) * 0.1 + 0.01
     zeros = torch.randint(0, 2**bits, scales.shape, generator=torch.Generator().manual_seed(3)).float()
     found = grid_losses(weight, by, scales, zeros, 2**bits - 1)
     assert found is not None
-    gamma = n * 2.0**-24 / (1 - n * 2.0**-24)
     for losses, scale, zero in zip(found.double(), scales, zeros, strict=True):
         codes = round_to_grid(weight, scale[:, None], zero[:, None], 2**bits - 1)
-        error = ((codes - zero[:, None]) * scale[:, None] - weight).double()
-        moved = error @ by.double()
-        off = gamma * (error.abs() @ by.double().abs())
-        allowed = (2 * moved.abs() * off + off.square()).sum(1)
-        exact = moved.square().sum(1)
-        assert bool(((losses - exact).abs() <= allowed + gamma * (exact + allowed) + 2.0**-23 * exact).all())
+        terms = (((codes - zero[:, None]) * scale[:, None] - weight) * by).square()
+        assert bool(((losses - terms.double().sum(1)).abs() <= n * 2.0**-24 * 1.01 * losses).all())

@@ -21,7 +21,7 @@ from hubquant.calibrate.source import read_text
 from hubquant.calibrate.text import calibration_windows, tokenize
 from hubquant.evaluate.perplexity import windows
 from hubquant.quantize import gptq
-from hubquant.quantize.feedback import Factor, encode_with_feedback
+from hubquant.quantize.feedback import block_factor, encode_with_feedback
 from hubquant.quantize.ggml import decode, encode
 from hubquant.quantize.grid import Grid, round_to_nearest
 
@@ -143,7 +143,7 @@ def _gptq(grid: Grid, damp_ratio: float, sweeps: int) -> Solve:
 
 
 def _ggml(kind: str, damp_ratio: float, sweeps: int) -> Solve:
-    return lambda w, h: decode(encode_with_feedback(w, kind, Factor(h, damp_ratio), sweeps), kind)
+    return lambda w, h: decode(encode_with_feedback(w, kind, block_factor(h, damp_ratio), sweeps), kind)
 
 
 def main(

@@ -100,20 +100,20 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gpu/grid.py",
-        "return tl.div_rn(square, tl.zeros_like(square) + largest).to(tl.float16)",
-        "return square.to(tl.float16)",
+        "return (share * share)[None, :]",
+        "return (row * row)[None, :]",
         "test_grid.py::test_a_metric_of_any_size_gives_the_same_scales",
     ),
     Mutation(
         "gpu/grid.py",
         "for step in range(1, _STEPS + 1):",
         "for step in range(1, _STEPS // 2):",
-        "test_grid.py::test_no_scale_of_the_search_is_better_by_more_than_fp16_hides[20-32-2-True]",
+        "test_grid.py::test_no_scale_of_the_search_is_better_by_more_than_rounding_hides[20-32-2-True]",
     ),
     Mutation(
         "gpu/grid.py",
-        "refit = _storable(scale * (1.0 - tl.div_rn(excess, norm)))",
-        "refit = _storable(scale * (1.0 + tl.div_rn(excess, norm)))",
+        "refit = _storable(tl.div_rn(tl.sum(counted * w, 1), norm))",
+        "refit = _storable(-tl.div_rn(tl.sum(counted * w, 1), norm))",
         "test_grid.py::test_losses_are_the_definitions_on_average[False]",
     ),
     Mutation(

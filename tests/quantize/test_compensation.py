@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hubquant.quantize.compensation import Compensation, ordered_factor
+from hubquant.quantize.compensation import STRIP_BYTES, Compensation, Factor, strips
 
 
 def hessian_of(seed: int, width: int = 128) -> Tensor:
@@ -15,7 +15,7 @@ def hessian_of(seed: int, width: int = 128) -> Tensor:
 
 
 def factor_of(hessian: Tensor, damp_ratio: float) -> Tensor:
-    return ordered_factor(hessian, torch.arange(len(hessian)), damp_ratio)
+    return Factor(hessian, torch.arange(len(hessian)), damp_ratio).R
 
 
 def check_factor(R: Tensor, damped: Tensor) -> None:
@@ -57,7 +57,7 @@ def test_without_any_factor_the_diagonal_alone_is_used() -> None:
 def test_channels_in_another_order_and_of_another_size() -> None:
     """Powers of two are exact."""
     hessian, order = hessian_of(16), torch.randperm(128, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(ordered_factor(hessian * 1024, order, 0.05), factor_of(hessian[order][:, order], 0.05))
+    assert torch.equal(Factor(hessian * 1024, order, 0.05).R, factor_of(hessian[order][:, order], 0.05))
 
 
 def test_a_target_is_where_the_loss_of_all_columns_so_far_is_least() -> None:
@@ -68,8 +68,8 @@ def test_a_target_is_where_the_loss_of_all_columns_so_far_is_least() -> None:
     hessian = hessian_of(3, 96).double()
     random = torch.Generator().manual_seed(4)
     weight = torch.randn(5, 96, generator=random, dtype=torch.float64)
-    R = factor_of(hessian, 0.0)
-    compensation = Compensation(R, 5)
+    factor = Factor(hessian, torch.arange(96), 0.0)
+    compensation = Compensation(factor, 5)
     errors = torch.zeros_like(weight)
     for start, end in ((0, 32), (32, 48), (48, 96)):
         block = compensation.block(start, end)
@@ -81,3 +81,32 @@ def test_a_target_is_where_the_loss_of_all_columns_so_far_is_least() -> None:
         rounded = (target * 4).round() / 4
         errors[:, start:end] = weight[:, start:end] - rounded
         compensation.carry(block, (target - rounded) @ block.metric)
+    # the gradient: sums of 96 products twice over, of numbers that R and its transpose give (Higham 2002, section 3.5)
+    size = (errors.abs() @ factor.R.abs() @ factor.R.abs().T + (errors @ hessian).abs()) * factor.unit
+    condition = float(torch.linalg.cond(hessian))
+    assert bool(((compensation.gradient() - errors @ hessian).abs() <= 4 * 96 * condition * 2.0**-53 * size).all())
+
+
+def test_the_gradient_is_that_of_the_damped_hessian_in_the_order_of_the_row() -> None:
+    hessian, order = hessian_of(9) * 64, torch.randperm(128, generator=torch.Generator().manual_seed(2))
+    hessian[:, 5] = hessian[5] = 0
+    factor = Factor(hessian, order, 0.05)
+    errors = torch.randn(7, 128, generator=torch.Generator().manual_seed(3))
+    compensation = Compensation(factor, 7)
+    compensation.ER += errors[:, order] @ factor.R
+    damped = hessian.double() + torch.diag(factor.damp.double())
+    live = torch.arange(128) != 5
+    assert torch.equal(factor.damp > 0, live)
+    R = factor.R.double().abs()
+    size = torch.empty(7, 128, dtype=torch.float64)
+    size[:, order] = errors[:, order].double().abs() @ R @ R.T * float(factor.unit)
+    # R of 129 roundings on each side, and the two sums of 128 terms
+    off = (compensation.gradient().double() - errors.double() @ damped).abs()
+    assert bool((off <= 4 * 129 * 2.0**-24 * size)[:, live].all())
+
+
+def test_rows_are_taken_in_parts_that_cover_them_once() -> None:
+    for matrix in (torch.empty(5, 32), torch.empty(3000, 4096), torch.empty(70, 1 << 18)):
+        parts = [torch.arange(len(matrix))[rows] for rows in strips(matrix)]
+        assert torch.equal(torch.cat(parts), torch.arange(len(matrix)))
+        assert all(len(part) * matrix.shape[1] * 4 <= torch.get_num_threads() * STRIP_BYTES or len(part) <= 32 for part in parts)

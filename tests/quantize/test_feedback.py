@@ -6,7 +6,7 @@ from hubquant_kernels.ggml_grid import GRIDDED, block_grid
 from torch import Tensor
 
 from hubquant.errors import BadModel
-from hubquant.quantize.feedback import EXACT, Factor, encode_with_feedback, has_blocks
+from hubquant.quantize.feedback import EXACT, block_factor, encode_with_feedback, has_blocks
 from hubquant.quantize.ggml import GGML_TYPES, decode, encode
 from hubquant.quantize.gptq import DAMP_RATIO
 
@@ -31,7 +31,7 @@ def loss(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
 def test_less_output_error_in_as_many_bytes(type_name: str) -> None:
     weight, hessian = problem()
     plain = encode(weight, type_name, hessian.diagonal())
-    fed = encode_with_feedback(weight, type_name, Factor(hessian))
+    fed = encode_with_feedback(weight, type_name, block_factor(hessian))
     assert fed.shape == plain.shape and fed.dtype == plain.dtype
     assert loss(weight, decode(fed, type_name), hessian) < 0.95 * loss(weight, decode(plain, type_name), hessian)
 
@@ -40,7 +40,7 @@ def test_less_output_error_in_as_many_bytes(type_name: str) -> None:
 def test_every_code_is_the_nearest_to_what_the_columns_before_have_left(type_name: str) -> None:
     """Optimal brain compression (Frantar and Alistarh 2022) with the inverse itself, reduced column by column in float64."""
     weight, hessian = problem(out=8, width=256)
-    factor = Factor(hessian)
+    factor = block_factor(hessian)
     data = encode_with_feedback(weight, type_name, factor, sweeps=0)
     stored, kind = decode(data, type_name).double(), GGML_TYPES[type_name]
     grid = block_grid(data.view(-1, kind.type_size), type_name)
@@ -71,7 +71,7 @@ def test_without_correlation_it_is_rounding() -> None:
     weight, _ = problem(width=256)
     importance = torch.linspace(1, 2, 256)
     plain = decode(encode(weight, "Q4_K", importance), "Q4_K")
-    fed = decode(encode_with_feedback(weight, "Q4_K", Factor(torch.diag(importance), damp_ratio=0.0)), "Q4_K")
+    fed = decode(encode_with_feedback(weight, "Q4_K", block_factor(torch.diag(importance), damp_ratio=0.0)), "Q4_K")
     hessian = torch.diag(importance)
     assert loss(weight, fed, hessian) == pytest.approx(loss(weight, plain, hessian), rel=1e-5)
 
@@ -79,7 +79,7 @@ def test_without_correlation_it_is_rounding() -> None:
 @pytest.mark.parametrize("type_name", [t for t in GRIDDED if not t.startswith("IQ4")])
 def test_asking_again_takes_more_off(type_name: str) -> None:
     weight, hessian = problem()
-    factor = Factor(hessian)
+    factor = block_factor(hessian)
     once, again = (loss(weight, decode(encode_with_feedback(weight, type_name, factor, n), type_name), hessian) for n in (0, 2))
     assert again < once
 
@@ -87,14 +87,14 @@ def test_asking_again_takes_more_off(type_name: str) -> None:
 @pytest.mark.parametrize("type_name", EXACT)
 def test_what_is_not_rounded_to_a_grid_is_left_alone(type_name: str) -> None:
     weight, hessian = problem()
-    assert torch.equal(encode_with_feedback(weight, type_name, Factor(hessian)), encode(weight, type_name))
+    assert torch.equal(encode_with_feedback(weight, type_name, block_factor(hessian)), encode(weight, type_name))
 
 
 @pytest.mark.parametrize(("width", "type_name"), [(96, "Q4_0"), (192, "IQ4_NL"), (384, "Q5_1"), (768, "Q6_K")])
 def test_widths_that_are_no_multiple_of_256(width: int, type_name: str) -> None:
     weight, hessian = problem(width=width)
     plain = decode(encode(weight, type_name, hessian.diagonal()), type_name)
-    fed = decode(encode_with_feedback(weight, type_name, Factor(hessian)), type_name)
+    fed = decode(encode_with_feedback(weight, type_name, block_factor(hessian)), type_name)
     assert loss(weight, fed, hessian) < loss(weight, plain, hessian)
     assert has_blocks(width) and not has_blocks(width + 16)
 
@@ -105,7 +105,7 @@ def test_dead_columns() -> None:
     hessian[dead] = 0
     hessian[:, dead] = 0
     for type_name in ("Q4_K", "Q2_K", "IQ4_XS", "IQ3_S"):
-        stored = decode(encode_with_feedback(weight, type_name, Factor(hessian)), type_name)
+        stored = decode(encode_with_feedback(weight, type_name, block_factor(hessian)), type_name)
         plain = decode(encode(weight, type_name, hessian.diagonal()), type_name)
         assert bool(stored.isfinite().all())
         assert loss(weight, stored, hessian) < loss(weight, plain, hessian)
@@ -118,7 +118,7 @@ def test_dead_columns_without_weights() -> None:
     hessian[576:] = 0
     hessian[:, 576:] = 0
     for type_name in GRIDDED:
-        stored = decode(encode_with_feedback(weight, type_name, Factor(hessian)), type_name)
+        stored = decode(encode_with_feedback(weight, type_name, block_factor(hessian)), type_name)
         plain = decode(encode(weight, type_name, hessian.diagonal()), type_name)
         assert loss(weight, stored, hessian) < loss(weight, plain, hessian)
 
@@ -128,11 +128,11 @@ def test_a_block_of_zeros() -> None:
     weight[:, 256:] = 0
     weight[3] = 0
     for type_name in GRIDDED:
-        assert bool(decode(encode_with_feedback(weight, type_name, Factor(hessian)), type_name).isfinite().all())
+        assert bool(decode(encode_with_feedback(weight, type_name, block_factor(hessian)), type_name).isfinite().all())
 
 
 def test_bad_weights_are_told_as_by_the_encoder() -> None:
     weight, hessian = problem()
     weight[2, 7] = float("nan")
     with pytest.raises(BadModel, match="NaN"):
-        encode_with_feedback(weight, "Q4_K", Factor(hessian))
+        encode_with_feedback(weight, "Q4_K", block_factor(hessian))

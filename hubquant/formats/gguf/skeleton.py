@@ -23,7 +23,8 @@ from hubquant.formats.gguf.mixtures import Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tensornames import TensorNames
 from hubquant.formats.writer import State
 from hubquant.model.layer import Layer
-from hubquant.quantize.feedback import Factor, encode_with_feedback
+from hubquant.quantize.compensation import Factor
+from hubquant.quantize.feedback import encode_with_feedback
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
 

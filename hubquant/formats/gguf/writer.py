@@ -19,7 +19,8 @@ from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance, Value, general
 from hubquant.formats.gguf.mixtures import Chosen, Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
-from hubquant.quantize.feedback import Factor, encode_with_feedback
+from hubquant.quantize.compensation import Factor
+from hubquant.quantize.feedback import encode_with_feedback
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, decode, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
 

@@ -7,7 +7,12 @@ from . import native_columns
 from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
 from .ggml_codebook import VALUES, codebook, nearest_places
-from .grid import fit_group, on_chip
+from .grid import fit_group, on_chip, storable
+
+# Of the scale that fit_group finds, and how often the best of them is fitted anew. Error of GPTQ's output, W4g128 and W3g128 of
+# SmolLM2-135M: 0.987 of that with the found scale alone; 0.990 with 0.97 and 1.03 only, 0.996 with none beside it.
+TRIED = (1.0, 0.94, 0.97, 1.03, 1.06)
+REFITS = 2
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gptq_block"), mutates_args=())
@@ -61,14 +66,40 @@ def gptq_codebook_block(weight: Tensor, factor: Tensor, scale: Tensor) -> tuple[
 def gptq_group(
     weight: Tensor, factor: Tensor, metric: Tensor, seen: Tensor, bits: int, symmetric: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`fit_group` under `metric` [n, n], then `gptq_block` with the scale and zero found; all may have a leading batch dimension.
+    """Scale and zero of a group, and its columns rounded by `gptq_block` to them; all may have a leading batch dimension.
 
-    seen [n] bool: channels that have no say in the scale are False. Returns codes, errors [out, n], scale, zero [out, 1].
-    On a GPU that is two kernels, of which either alone keeps more warps at work.
+    metric [n, n]: upper, the inverse of the factor; its diagonal is what a column's rounding costs. seen [n] bool: channels that
+    have no say in the scale are False. The scale of `fit_group`, some near it, and the one that least squares find for the best
+    codes so far are tried, by what is left after error feedback. Returns codes, errors [out, n], scale, zero [out, 1].
     """
-    scale, zero = fit_group(weight * seen[..., None, :], metric, bits, symmetric)
-    codes, errors = gptq_block(weight, factor, scale, zero, 2**bits - 1)
-    return codes, errors, scale, zero
+    seen = seen[..., None, :]
+    scale, zero = fit_group(weight * seen, metric.diagonal(dim1=-2, dim2=-1), bits, symmetric)
+    found = _Rounded(weight, factor, zero, seen, 2**bits - 1)
+    for times in TRIED:
+        found.try_scale(storable(scale * times))
+    wanted = (weight * seen) @ metric
+    for _ in range(REFITS):
+        levels = ((found.codes - zero) * seen) @ metric
+        norm = levels.square().sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        found.try_scale(storable((wanted * levels).sum(-1, keepdim=True) / norm))
+    return found.codes.to(torch.uint8), found.errors, found.scale, zero
+
+
+class _Rounded:
+    """The best of the roundings of weight [..., out, n] that were tried, row by row, by the squares of their errors where seen."""
+
+    def __init__(self, weight: Tensor, factor: Tensor, zero: Tensor, seen: Tensor, max_code: int) -> None:
+        self._given, self._seen = (weight, factor, zero, max_code), seen
+        self.loss = torch.full_like(zero, torch.inf)
+        self.scale, self.codes, self.errors = torch.empty_like(zero), torch.empty_like(weight), torch.empty_like(weight)
+
+    def try_scale(self, scale: Tensor) -> None:
+        weight, factor, zero, max_code = self._given
+        codes, errors = gptq_block(weight, factor, scale, zero, max_code)
+        loss = (errors.square() * self._seen).sum(-1, keepdim=True)
+        better = loss < self.loss
+        for kept, new in ((self.loss, loss), (self.scale, scale), (self.codes, codes), (self.errors, errors)):
+            kept.copy_(torch.where(better, new, kept))
 
 
 @gptq_group.register_fake

@@ -26,22 +26,21 @@ def group_range(weight: Tensor, bits: int, symmetric: bool, shrink: float | Tens
     if symmetric:
         middle = 2 ** (bits - 1)
         largest = torch.gather(weight, -1, weight.abs().argmax(-1, keepdim=True))
-        scale = _storable(-largest * shrink / middle)
+        scale = storable(-largest * shrink / middle)
         return scale, torch.full_like(scale, middle)
     max_code = 2**bits - 1
     low, high = weight.amin(-1, keepdim=True).clamp_max(0), weight.amax(-1, keepdim=True).clamp_min(0)
-    scale = _storable((high - low) * shrink / max_code)
+    scale = storable((high - low) * shrink / max_code)
     return scale, torch.clamp(torch.round(-low * shrink / scale), 0, max_code)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("fit_group"), mutates_args=())
 def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero [out, 1] of one group that make ‖(Q(w) − w) M‖² small for every row of weight [out, n].
+    """Scale and zero [out, 1] of one group that make Σ ((Q(w) − w)·metric)² small for every row of weight [out, n].
 
-    `metric` M [n, n]: with MMᵀ = H this is the error of the output; with GPTQ's inverse Cholesky block it is what remains
-    after later channels made up for it. Searched over shrunken ranges, then refitted by least squares at fixed codes.
-    Scales are rounded to float16, in which they are stored. A leading dimension of both is a batch of matrices.
-    Of a diagonal metric its diagonal [n] will do.
+    `metric` [n] ≥ 0: what a unit of each channel's error costs; the diagonal of R (RRᵀ = H) where later channels make up for it.
+    Searched over shrunken ranges, then refitted by least squares at fixed codes. Scales are rounded to float16, in which they are
+    stored. A leading dimension of both is a batch of matrices.
     """
     if weight.dim() == 3:
         fitted = [fit_group(w, m, bits, symmetric) for w, m in zip(weight, metric, strict=True)]
@@ -55,9 +54,9 @@ def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tup
     scale, zero, loss = (values.gather(1, best) for values in (scales, zeros, losses))
     for _ in range(2):
         points = round_to_grid(weight, scale, zero, max_code) - zero
-        projected, target = _under(points, metric), _under(weight, metric)
-        norm = (projected * projected).sum(1, keepdim=True)
-        refit = _storable((projected * target).sum(1, keepdim=True) / norm.clamp_min(torch.finfo(torch.float32).tiny))
+        counted = points * metric.square()
+        norm = (counted * points).sum(1, keepdim=True)
+        refit = storable((counted * weight).sum(1, keepdim=True) / norm.clamp_min(torch.finfo(torch.float32).tiny))
         its_loss = _losses(weight, refit, zero, max_code, metric)
         scale, loss = torch.where(its_loss < loss, refit, scale), torch.minimum(its_loss, loss)
     return scale, zero
@@ -73,12 +72,12 @@ def _candidates(weight: Tensor, bits: int, symmetric: bool, shrink: Tensor) -> l
     if symmetric:
         # the narrow side spans one step less: turned round, the scale must be larger by that step to reach the same weight
         middle = 2 ** (bits - 1)
-        turned = _storable(-scale * (middle / (middle - 1)))
+        turned = storable(-scale * (middle / (middle - 1)))
         return [(scale, zero), (turned, zero)]
     return [(scale, torch.clamp(zero + shift, 0, 2**bits - 1)) for shift in (-1, 0, 1)]
 
 
-def _storable(scale: Tensor) -> Tensor:
+def storable(scale: Tensor) -> Tensor:
     """Rounded to float16 and away from zero: a group of zeros has any scale, and no scale may be subnormal or infinite."""
     magnitude = scale.abs().clamp(SMALLEST_SCALE, torch.finfo(torch.float16).max)
     return torch.copysign(magnitude, scale).half().float()
@@ -86,24 +85,19 @@ def _storable(scale: Tensor) -> Tensor:
 
 def _losses(weight: Tensor, scales: Tensor, zeros: Tensor, max_code: int, metric: Tensor) -> Tensor:
     """Of every row of weight [out, n] on each of k grids, whose scales and zeros are [out, k]: [out, k]."""
-    if metric.dim() == 2:
-        fast = native_columns.grid_losses(weight, metric, scales.T, zeros.T, max_code)
-        if fast is not None:
-            return fast.T
+    fast = native_columns.grid_losses(weight, metric, scales.T, zeros.T, max_code)
+    if fast is not None:
+        return fast.T
     losses = []
     for scale, zero in zip(scales.split(1, 1), zeros.split(1, 1), strict=True):
         error = (round_to_grid(weight, scale, zero, max_code) - zero) * scale - weight
-        losses.append(_under(error, metric).square_().sum(1, keepdim=True))
+        losses.append((error * metric).square_().sum(1, keepdim=True))
     return torch.cat(losses, 1)
 
 
-def _under(error: Tensor, metric: Tensor) -> Tensor:
-    return error @ metric if metric.dim() == 2 else error * metric
-
-
 def on_chip(weight: Tensor, *_: object) -> bool:
-    """Whether a group of weight [..., n] and its metric fit into the registers and shared memory of one program."""
+    """Whether a group of weight [..., n] fits into the registers of one program."""
     return weight.shape[-1] <= LARGEST_GROUP
 
 
-on_gpu(fit_group, "grid", accepts=lambda weight, metric, *rest: on_chip(weight) and metric.dim() == weight.dim())
+on_gpu(fit_group, "grid", accepts=on_chip)

@@ -1,7 +1,7 @@
 """GPTQ's column loop, the losses of its grids, and coordinate descent as machine code: native/columns.cpp, called for all rows of a
 matrix at once.
 
-What the functions compute is said where they are defined in plain torch (gptq_block, fit_group, descend_block); theirs is another
+What the functions compute is said where they are defined in plain torch (gptq_block, fit_group, descend); theirs is another
 order of the same sums. None where there is no machine code to call.
 """
 
@@ -43,26 +43,25 @@ def gptq_block(
     return codes, errors
 
 
-def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int) -> Tensor | None:
-    """New codes [out, n] float32 for codes, gradient and step [out, n] under hessian [n, n]."""
-    library = _library(codes)
-    if library is None:
-        return None
-    found = codes.float().clone(memory_format=torch.contiguous_format)
-    given = [t.float().contiguous() for t in (gradient, hessian, step)]
+def descend(codes: Tensor, gradient: Tensor, hessian: Tensor, damp: Tensor, step: Tensor, top: int, sweeps: int) -> bool:
+    """Whether codes and gradient [out, in] were worked on in place, under hessian [in, in]; damp [in], step [out, n_groups]."""
+    library, matrices = _library(codes), (codes, gradient, hessian)
+    if library is None or not all(m.is_contiguous() and m.dtype == torch.float32 for m in matrices):
+        return False
+    given = [t.float().contiguous() for t in (damp, step)]
 
     def rows(first: int, last: int) -> None:
-        library.hubquant_descend_block(
-            _pointer(found), *map(_pointer, given), c_float(top), c_int64(first), c_int64(last),
-            c_int64(codes.shape[1]),
+        library.hubquant_descend(
+            *map(_pointer, (*matrices, *given)), c_float(top), c_int64(sweeps), c_int64(first), c_int64(last),
+            c_int64(codes.shape[1]), c_int64(step.shape[1]),
         )  # fmt: skip
 
     _each(rows, codes)
-    return found
+    return True
 
 
 def grid_losses(weight: Tensor, metric: Tensor, scales: Tensor, zeros: Tensor, max_code: int) -> Tensor | None:
-    """‖(Q(w) − w) M‖² of weight [out, n] by row for each of k grids: scales, zeros and the losses are [k, out]; metric [n, n]."""
+    """Σ ((Q(w) − w)·metric)² of weight [out, n] by row for each of k grids: scales, zeros and losses are [k, out]; metric [n]."""
     library = _library(weight)
     if library is None:
         return None

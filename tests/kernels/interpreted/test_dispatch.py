@@ -23,7 +23,7 @@ def weight(dtype: torch.dtype = torch.float32) -> Tensor:
 
 ARGUMENTS: dict[Any, tuple[Any, ...]] = {
     accumulate_hessian: (EYE, weight()),
-    fit_group: (weight(), EYE, 4, True),
+    fit_group: (weight(), torch.ones(N), 4, True),
     gptq_block: (weight(), EYE, torch.ones(3, 1), torch.full((3, 1), 8.0), 15),
     quadratic_form: (weight(), EYE),
     awq_losses: (weight(), EYE, torch.ones(2, N), 4, 8, True),

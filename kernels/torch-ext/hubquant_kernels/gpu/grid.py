@@ -1,4 +1,4 @@
-"""The search for a group's scale and zero point, with the weights of some rows and the metric on the chip."""
+"""The search for a group's scale and zero point, with the weights of some rows on the chip."""
 
 import torch
 import triton
@@ -19,10 +19,10 @@ _TO_INTEGER = tl.constexpr(1.5 * 2.0**23)  # adding it rounds half to even, for 
 
 
 def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero [..., out, 1] of weight [..., out, n] under metric [..., n, n], with or without a batch dimension.
+    """Scale and zero [..., out, 1] of weight [..., out, n] under metric [..., n], with or without a batch dimension.
 
-    As the definition, but the products that a loss is the sum of are of fp16 (the metric, and errors in steps of the grid):
-    rows whose scales are equally good within 2⁻¹⁰ may get another one of them.
+    As the definition, but a loss is added up in another order: rows whose scales are equally good within the rounding of float32
+    may get another one of them.
     """
     out, n = weight.shape[-2:]
     batch = weight.shape[0] if weight.dim() == 3 else 1
@@ -64,9 +64,9 @@ def _clamp(code, MAX_CODE: tl.constexpr):
 
 @triton.jit
 def search(w, metric, MAX_CODE: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """Scale and zero of every row of w [rows, n]: the least ‖(Q(w) − w) M‖² over shrunken ranges, then refitted.
+    """Scale and zero of every row of w [rows, n]: the least Σ metric·(Q(w) − w)² over shrunken ranges, then refitted.
 
-    `metric` in fp16, its largest entry 1. The refit in steps of the grid: s' = s (1 − ⟨pM, (p − w/s)M⟩ / ‖pM‖²), p the points.
+    `metric` [1, n] is squared, its largest entry 1. The refit: s' = Σ metric·p·w / Σ metric·p², p the points of the grid in steps.
     """
     MIDDLE: tl.constexpr = (MAX_CODE + 1) // 2
     scale, zero = span(w, 1.0, MAX_CODE, SYMMETRIC)
@@ -85,10 +85,9 @@ def search(w, metric, MAX_CODE: tl.constexpr, SYMMETRIC: tl.constexpr):
     for _ in range(2):
         x = tl.div_rn(w, tl.broadcast_to(scale[:, None], w.shape))
         points = to_codes(x, zero[:, None], MAX_CODE) - zero[:, None]
-        projected = tl.dot(points.to(tl.float16), metric)
-        norm = tl.maximum(tl.sum(projected * projected, 1), _TINY)
-        excess = tl.sum(projected * tl.dot((points - x).to(tl.float16), metric), 1)
-        refit = _storable(scale * (1.0 - tl.div_rn(excess, norm)))
+        counted = points * metric
+        norm = tl.maximum(tl.sum(counted * points, 1), _TINY)
+        refit = _storable(tl.div_rn(tl.sum(counted * w, 1), norm))
         scale, zero, loss = _better(w, scale, zero, loss, refit, zero, metric, MAX_CODE)
     return scale, zero
 
@@ -121,11 +120,10 @@ def _storable(scale):
 
 @triton.jit
 def _loss(w, scale, zero, metric, MAX_CODE: tl.constexpr):
-    """s² ‖(p − w/s) M‖² of every row, p the points of the grid in steps."""
-    x = w * tl.div_rn(tl.zeros_like(scale) + 1.0, scale)[:, None]
-    error = to_codes(x, zero[:, None], MAX_CODE) - zero[:, None] - x
-    projected = tl.dot(error.to(tl.float16), metric)
-    return scale * scale * tl.sum(projected * projected, 1)
+    """Of every row."""
+    x = tl.div_rn(w, tl.broadcast_to(scale[:, None], w.shape))
+    error = (to_codes(x, zero[:, None], MAX_CODE) - zero[:, None]) * scale[:, None] - w
+    return tl.sum(error * error * metric, 1)
 
 
 @triton.jit
@@ -138,11 +136,12 @@ def _better(w, scale, zero, loss, other, other_zero, metric, MAX_CODE: tl.conste
 
 @triton.jit
 def load_metric(metric, n, N: tl.constexpr):
-    """metric [n, n] over its largest entry, in fp16, with zeros up to [N, N]."""
+    """metric [n] over its largest entry, squared, with zeros up to N: [1, N]."""
     at = tl.arange(0, N)
-    square = tl.load(metric + at[:, None] * n + at[None, :], mask=(at[:, None] < n) & (at[None, :] < n), other=0.0)
-    largest = tl.maximum(tl.max(tl.max(tl.abs(square), 1), 0), _TINY)
-    return tl.div_rn(square, tl.zeros_like(square) + largest).to(tl.float16)
+    row = tl.load(metric + at, mask=at < n, other=0.0)
+    largest = tl.maximum(tl.max(tl.abs(row), 0), _TINY)
+    share = tl.div_rn(row, tl.zeros_like(row) + largest)
+    return (share * share)[None, :]
 
 
 @triton.jit
@@ -152,7 +151,7 @@ def _fit(weight, metric, scale, zero, out, n, ROWS: tl.constexpr, N: tl.constexp
     rows, columns = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, N)
     lines = matrix * out + rows
     w = tl.load(weight + lines[:, None] * n + columns[None, :], mask=(rows[:, None] < out) & (columns[None, :] < n), other=0.0)
-    found, its_zero = search(w, load_metric(metric + matrix * n * n, n, N), MAX_CODE, SYMMETRIC)
+    found, its_zero = search(w, load_metric(metric + matrix * n, n, N), MAX_CODE, SYMMETRIC)
     tl.store(scale + lines, found, mask=rows < out)
     tl.store(zero + lines, its_zero, mask=rows < out)
 
@@ -167,7 +166,6 @@ def _compilation(name: str, symmetric: bool) -> Compilation:
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
         fp_fusion=False,
-        tensor_cores=True,
     )
 
 

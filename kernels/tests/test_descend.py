@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hubquant_kernels import native
-from hubquant_kernels.descend_block import descend_block
+from hubquant_kernels.descend import BLOCK, descend
 from hubquant_kernels.ggml_codebook import VALUES, nearest_places
 from hubquant_kernels.gptq_block import gptq_block, gptq_codebook_block
 from hubquant_kernels.native_columns import gptq_block as native_gptq_block
@@ -23,18 +23,31 @@ def factors(n: int) -> tuple[Tensor, Tensor]:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("out", "n"), SHAPES)
-def test_descent(out: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("out", "width"), [(1, 16), (17, 32), (300, BLOCK), (20, 2 * BLOCK + 64)])
+def test_descent(out: int, width: int, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(out)
-    hessian, _ = factors(n)
-    codes = torch.randint(0, 16, (out, n), generator=generator).float()
-    step = torch.rand(out, n, generator=generator) + 0.1
-    gradient = torch.randn(out, n, generator=generator) @ hessian
-    arguments, before = (codes, gradient, hessian, step, 15), codes.clone()
-    fast = descend_block(*arguments)
+    hessian, _ = factors(width)
+    step, damp = torch.rand(out, groups, generator=generator) + 0.1, torch.rand(width, generator=generator)
+    codes = torch.randint(0, 16, (out, width), generator=generator).float()
+    errors = torch.randn(out, width, generator=generator) / 2
+    fast, slow = ((codes.clone(), errors @ (hessian + torch.diag(damp))) for _ in range(2))
+    descend(*fast, hessian, damp, step, 15, 3)
     monkeypatch.setenv("HUBQUANT_NATIVE", "0")
-    assert same_but_ties(fast, descend_block(*arguments))
-    assert torch.equal(codes, before)
+    descend(*slow, hessian, damp, step, 15, 3)
+    assert same_but_ties(fast[0], slow[0])
+    assert not torch.equal(fast[0], codes)
+    for found, gradient in (fast, slow):
+        moved = (found - codes) * step.repeat_interleave(width // groups, dim=1)
+        check_gradient(gradient, errors, moved, hessian + torch.diag(damp))
+
+
+def check_gradient(gradient: Tensor, errors: Tensor, moved: Tensor, damped: Tensor) -> None:
+    """It is that of the errors after the move: sums of at most 4·width float32 terms, in whatever order, since a code may move
+    there and back in each of three sweeps by less than the 15 steps between the ends."""
+    size = (errors.abs().double() + 3 * 15 * 1.1) @ damped.abs().double()
+    allowed = 4 * len(damped) * 2.0**-24 * size
+    assert bool(((errors.double() - moved.double()) @ damped.double() - gradient.double()).abs().le(allowed).all())
 
 
 @needs_compiler
@@ -94,13 +107,15 @@ def test_gptq_on_the_codebook(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("native_code", ["0", "1"])
 def test_a_dead_column_of_a_block_without_scale_keeps_its_code(native_code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUBQUANT_NATIVE", native_code)
-    found = descend_block(
-        torch.full((3, 2), 4.0), torch.zeros(3, 2), torch.diag(torch.tensor([0.0, 1.0])), torch.full((3, 2), 1e-30), 15
-    )
-    assert torch.equal(found, torch.full((3, 2), 4.0))
+    codes = torch.full((3, 2), 4.0)
+    descend(codes, torch.zeros(3, 2), torch.diag(torch.tensor([0.0, 1.0])), torch.zeros(2), torch.full((3, 1), 1e-30), 15, 2)
+    assert torch.equal(codes, torch.full((3, 2), 4.0))
 
 
-def test_a_tie_goes_to_the_even_code() -> None:
-    gradient, step = torch.tensor([[0.5], [1.5], [-0.5]]), torch.ones(3, 1)
-    found = descend_block(torch.full((3, 1), 4.0), gradient, torch.ones(1, 1), step, 15)
-    assert found.flatten().tolist() == [4.0, 6.0, 4.0]
+@pytest.mark.parametrize("native_code", ["0", "1"])
+def test_a_tie_goes_to_the_even_code(native_code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUBQUANT_NATIVE", native_code)
+    codes, gradient = torch.full((3, 1), 4.0), torch.tensor([[0.5], [1.5], [-0.5]])
+    descend(codes, gradient, torch.ones(1, 1), torch.zeros(1), torch.ones(3, 1), 15, 1)
+    assert codes.flatten().tolist() == [4.0, 6.0, 4.0]
+    assert gradient.flatten().tolist() == [0.5, -0.5, -0.5]
