@@ -12,8 +12,9 @@ from hubquant_kernels.gptq_block import gptq_block
 from hubquant_kernels.grid import fit_group
 from torch import Tensor
 
-from hubquant.quantize.compensation import Compensation, Factor
-from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, solve
+from hubquant.quantize.compensation import Compensation, Factor, strips
+from hubquant.quantize.descent import ask_again
+from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, SWEEPS, solve
 from hubquant.quantize.grid import Grid, QuantizedWeight
 from hubquant.quantize.order import channel_order
 
@@ -28,10 +29,13 @@ def solve_regrouped(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: flo
     return QuantizedWeight(solved.codes[:, place], solved.scales, solved.zeros, grid, solved.group_index[place])
 
 
-def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO) -> QuantizedWeight:
+def solve_static(
+    weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_RATIO, sweeps: int = SWEEPS
+) -> QuantizedWeight:
     """Quantize weight [out, in] under hessian [in, in] = Σxᵀx with groups of channels as they come, found before the loop.
 
-    Channels without any activation have no say in the scale of their group, as in `gptq.solve`.
+    Channels without any activation have no say in the scale of their group, as in `gptq.solve`. `sweeps`: how often codes are
+    asked again.
     """
     factor = Factor(hessian, channel_order(hessian.diagonal()), damp_ratio)
     order, limit = factor.order, LARGEST_SCALE * grid.middle
@@ -40,14 +44,25 @@ def solve_static(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float 
     # what a channel's rounding adds to the loss: (w − q)·R_jj, squared
     remaining[order] = (hessian.diagonal()[order] > 0) * factor.R.diagonal()
     scales, zeros = _scales(W, remaining, grid)
-    compensation, codes = Compensation(factor, len(W)), torch.empty_like(W, dtype=torch.uint8)
+    codes = torch.empty_like(W, dtype=torch.uint8)
+    for rows in strips(W):
+        codes[rows] = _round(W[rows], scales[rows], zeros[rows], factor, grid, sweeps)
+    return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
+
+
+def _round(W: Tensor, scales: Tensor, zeros: Tensor, factor: Factor, grid: Grid, sweeps: int) -> Tensor:
+    """Codes [out, in], float32, on the groups' scales and zeros [out, n_groups]."""
+    compensation, codes = Compensation(factor, len(W)), torch.empty_like(W)
     for start in range(0, W.shape[1], BLOCK):
         block = compensation.block(start, min(start + BLOCK, W.shape[1]))
-        places = order[block.start : block.end]
+        places = factor.order[block.start : block.end]
         scale, zero = scales[:, places // grid.group_size], zeros[:, places // grid.group_size]
-        codes[:, places], left = gptq_block(block.target(W[:, places]), block.factor, scale, zero, grid.max_code)
+        found, left = gptq_block(block.target(W[:, places]), block.factor, scale, zero, grid.max_code)
+        codes[:, places] = found.float()
         compensation.carry(block, left)
-    return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
+    if sweeps and bool((factor.damp > 0).any()):
+        ask_again(codes, scales, grid.max_code, compensation, sweeps)
+    return codes
 
 
 def _scales(W: Tensor, remaining: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ BOTH = pytest.mark.parametrize("solver", [solve_static, solve_regrouped])
 @pytest.mark.parametrize("grid", [Grid(4, 128, True), Grid(4, 32, False), Grid(2, 64, True), Grid(8, 64, False)], ids=str)
 def test_every_code_is_the_one_of_the_textbook_in_order_of_importance(grid: Grid) -> None:
     weight, hessian = problem(0, width=256)
-    quantized = solve_static(weight, hessian, grid)
+    quantized = solve_static(weight, hessian, grid, sweeps=0)
     check_sound(quantized)
     excess = textbook(weight, hessian, quantized, channel_order(hessian.diagonal()))
     assert float(excess.max()) <= NEAR_TIE * grid.max_code / 15
@@ -34,8 +34,16 @@ def test_never_worse_than_rounding_and_regrouped_on_the_whole_better_than_inside
         of_rounding.append(found / error(weight, round_to_nearest(weight, grid), hessian))
         of_groups.append(found / error(weight, solve(weight, hessian, grid), hessian))
     assert max(of_rounding) <= 1
-    # codes of static groups are not asked again (descent.py), so that the usual way is ahead of them
+    # of static groups one scale is tried and not several, so that the usual way is ahead of them
     assert solver is solve_static or sum(of_groups) / len(of_groups) < 1
+
+
+@pytest.mark.parametrize("group_size", [64, 256])
+def test_asking_again_takes_more_off(group_size: int) -> None:
+    weight, hessian = problem(5, width=256)
+    grid = Grid(4, group_size, True)
+    once, again = (error(weight, solve_static(weight, hessian, grid, sweeps=sweeps), hessian) for sweeps in (0, 3))
+    assert again < once
 
 
 def test_a_whole_row_is_one_group() -> None:
