@@ -6,6 +6,9 @@ import resource
 import sys
 from pathlib import Path
 
+M_MMAP_THRESHOLD = -3  # malloc.h
+LARGE = 4 << 20
+
 
 def resident() -> int:
     """Of this process, now; 0 where the system does not tell."""
@@ -40,6 +43,16 @@ def available() -> int | None:
         return free
     cached = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith(("active_file ", "inactive_file ")))
     return free if limit == "max" else min(free, int(limit) - int(used) + cached)
+
+
+def map_large() -> None:
+    """From now on every large block is mapped on its own, and gone when it is freed.
+
+    By itself glibc goes over to its heap for blocks of up to 32 MB, into whose holes a solver's matrices of many sizes do not fit:
+    a pass took 28 % more after 16 layers than after 4.
+    """
+    if sys.platform == "linux" and (found := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        found(M_MMAP_THRESHOLD, LARGE)
 
 
 def trim() -> None:

@@ -161,8 +161,8 @@ def main(
             "round to nearest": (lambda w, _, g=grid: round_to_nearest(w, g).dequantize(), WAYS[0]),
             "GPTQ, damped by 0.05": (_gptq(grid, 0.05, 0), WAYS[0]),
             "damped by 0.01": (_gptq(grid, 0.01, 0), WAYS[0]),
-            "and 3 sweeps": (_gptq(grid, 0.01, 3), WAYS[0]),
-            **{f"{way} (not built in)": (_gptq(grid, 0.01, 3), way) for way in WAYS[1:]},
+            f"and {gptq.SWEEPS} sweeps": (_gptq(grid, 0.01, gptq.SWEEPS), WAYS[0]),
+            **{f"{way} (not built in)": (_gptq(grid, 0.01, gptq.SWEEPS), way) for way in WAYS[1:]},
         }
         for step, (solve, way) in rows.items():
             print(f"| {name} | {step} | {ablation.mean_kl(solve, way):.5f} |", flush=True)
@@ -170,7 +170,7 @@ def main(
         print(f"| {kind} | by importance | {ablation.mean_kl(lambda w, h, k=kind: decode(encode(w, k, h.diagonal()), k)):.5f} |")
         print(f"| {kind} | error feedback | {ablation.mean_kl(_ggml(kind, 0.01, 0)):.5f} |")
         if not kind.startswith("IQ"):
-            print(f"| {kind} | and 3 sweeps | {ablation.mean_kl(_ggml(kind, 0.01, 3)):.5f} |", flush=True)
+            print(f"| {kind} | and {gptq.SWEEPS} sweeps | {ablation.mean_kl(_ggml(kind, 0.01, gptq.SWEEPS)):.5f} |", flush=True)
 
 
 if __name__ == "__main__":
