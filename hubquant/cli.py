@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from pydantic import BaseModel, ValidationError
 
-from hubquant import __version__, console, exits
+from hubquant import __version__, console, exits, memory
 from hubquant.artifact import Base, Report
 from hubquant.config import Settings
 from hubquant.errors import HubquantError, UsageError
@@ -301,6 +301,7 @@ def version(show: Annotated[bool, typer.Option("--version", help="Print the vers
 
 def main() -> None:
     """Console script."""
+    memory.map_large()  # before there is a heap with holes
     exits.run(app)
 
 

@@ -40,7 +40,6 @@ def one_pass(
     why which variants were given up. `progress` is called with (layers done, layers). `all_experts`: every expert is shown every
     token. Raises BadModel if no variant is left.
     """
-    memory.map_large()
     at, left, n_layers = bookmark.standing, list(writers), len(decoder.layers)
     progress(at.next_layer, n_layers)
     if bookmark.begun:
