@@ -46,8 +46,8 @@ def available() -> int | None:
 
 
 def map_large() -> None:
-    """From now on every large block is mapped on its own, and gone when it is freed, but for those that a hole of the heap can take:
-    to be called when a process begins.
+    """From now on every large block is mapped on its own, and gone when it is freed, but for those that a hole of the heap can
+    take: to be called when a process begins.
 
     By itself glibc goes over to its heap for blocks of up to 32 MB, into whose holes a solver's matrices of many sizes do not fit:
     a pass took 28 % more after 16 layers than after 4.
