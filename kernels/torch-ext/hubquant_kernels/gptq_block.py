@@ -90,8 +90,8 @@ class _Rounded:
 
     def __init__(self, weight: Tensor, factor: Tensor, zero: Tensor, seen: Tensor, max_code: int) -> None:
         self._given, self._seen = (weight, factor, zero, max_code), seen
-        self.loss = torch.full_like(zero, torch.inf)
-        self.scale, self.codes, self.errors = torch.empty_like(zero), torch.empty_like(weight), torch.empty_like(weight)
+        self.loss, self.scale = torch.full_like(zero, torch.inf), torch.ones_like(zero)
+        self.codes, self.errors = torch.zeros_like(weight), torch.zeros_like(weight)  # which stay where a loss is no number
 
     def try_scale(self, scale: Tensor) -> None:
         weight, factor, zero, max_code = self._given
