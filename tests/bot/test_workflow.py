@@ -171,8 +171,9 @@ def test_run_forever_polls_again_until_it_is_stopped(
     added = threading.Event()
 
     def gone(decision: Decision) -> None:
-        added.wait(30)  # it may be seen before its files are all there
-        org.delete_repo(decision.repo_id)
+        added.wait(30)
+        if decision.admitted:  # it may be seen before its files are there, and is refused until they are
+            org.delete_repo(decision.repo_id)
 
     observer = Observer(decision=gone, job=heard.append)
     forever = bench(settings)
