@@ -107,11 +107,10 @@ class InputStatistics:
     def remaining(self) -> Tensor:
         """[in]: what the square of a channel's error costs once the channels after it made up for it, as part of the loudest
         channel's Σx²; zero of channels that are never active. To be asked for when the last token was added."""
-        given = self.hessian.diagonal()
-        order = channel_order(given)
-        found = torch.empty_like(given)
-        found[order] = Factor(self.hessian, order, self.damp_ratio).R.diagonal().square()
-        return found * (given > 0)
+        factor = Factor(self.hessian, channel_order(self.hessian.diagonal()), self.damp_ratio)
+        found = torch.empty_like(factor.damp)
+        found[factor.order] = factor.R.diagonal().square()
+        return found * factor.live
 
     @property
     def damp_ratio(self) -> float:

@@ -42,7 +42,7 @@ def solve_static(
     W = weight.float().clamp(-limit, limit)
     remaining = torch.empty_like(factor.damp)
     # what a channel's rounding adds to the loss: (w − q)·R_jj, squared
-    remaining[order] = (hessian.diagonal()[order] > 0) * factor.R.diagonal()
+    remaining[order] = factor.live[order] * factor.R.diagonal()
     scales, zeros = _scales(W, remaining, grid)
     codes = torch.empty_like(W, dtype=torch.uint8)
     for rows in strips(W):
@@ -57,11 +57,10 @@ def _round(W: Tensor, scales: Tensor, zeros: Tensor, factor: Factor, grid: Grid,
         block = compensation.block(start, min(start + BLOCK, W.shape[1]))
         places = factor.order[block.start : block.end]
         scale, zero = scales[:, places // grid.group_size], zeros[:, places // grid.group_size]
-        found, left = gptq_block(block.target(W[:, places]), block.factor, scale, zero, grid.max_code)
+        found, left = gptq_block(block.target(W[:, places]), block.inverse, scale, zero, grid.max_code)
         codes[:, places] = found.float()
         compensation.carry(block, left)
-    if sweeps and bool((factor.damp > 0).any()):
-        ask_again(codes, scales, grid.max_code, compensation, sweeps)
+    ask_again(codes, scales, grid.max_code, compensation, sweeps)
     return codes
 
 

@@ -24,20 +24,20 @@ class Factor:
     """A hessian H [in, in] = Σxᵀx, factored for all matrices that read the input: R upper, unit·RRᵀ = H + diag(damp), in `order`.
 
     order [in]: the columns as they are to be rounded. unit: the largest diagonal element, so that activations of any size stay
-    in range. damp [in] = damp_ratio · mean of the live diagonal, raised tenfold until the factorization succeeds, and 0 where the
-    diagonal is: such a channel is on its own, with the mean for its diagonal in R. An all-zero H counts as the identity there.
-    One that no damping helps counts as its diagonal, in `hessian` too.
+    in range. live [in]: where the diagonal is not zero; another channel is on its own, with the mean for its diagonal in R.
+    damp [in]: of live channels damp_ratio · mean of the live diagonal, raised tenfold until the factorization succeeds. An all-zero
+    H counts as the identity in R. One that no damping helps counts as its diagonal, damped by the mean, in `hessian` too.
     """
 
     def __init__(self, hessian: Tensor, order: Tensor, damp_ratio: float) -> None:
         self.order = order
-        largest, live = hessian.diagonal().amax(), hessian.diagonal() > 0
+        self.live, largest = hessian.diagonal() > 0, hessian.diagonal().amax()
         self.unit = torch.where(largest > 0, largest, 1)
         # R is the lower factor of that, turned round; what was factored is gone by then (0.5 GB at 11,008 channels)
         last_first = order.flip(0)
-        L, added = _lower(hessian[last_first][:, last_first].div_(self.unit), damp_ratio)
-        self.hessian = torch.diag(hessian.diagonal().clamp(min=0)) if added is None else hessian
-        self.damp = (added or 0.0) * self.unit * live
+        L, added, whole = _lower(hessian[last_first][:, last_first].div_(self.unit), damp_ratio)
+        self.hessian = hessian if whole else torch.diag(hessian.diagonal().clamp(min=0))
+        self.damp = added * self.unit * self.live
         self.R = L.flip(0, 1)
         self._of_block: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -50,38 +50,38 @@ class Factor:
         return self._of_block[start, end]
 
 
-def _lower(H: Tensor, damp_ratio: float) -> tuple[Tensor, float | None]:
-    """A lower factor of H, which is lost, with its damping, and that; None where there is none that helps."""
+def _lower(H: Tensor, damp_ratio: float) -> tuple[Tensor, float, bool]:
+    """A lower factor of H, which is lost, with its damping; that; and whether it is of the whole H, or of its diagonal."""
     given = H.diagonal().clone()
     live = given > 0
     if not bool(live.any()):
-        return torch.diag((torch.ones_like(given) + damp_ratio).sqrt()), 0.0
+        return torch.diag((torch.ones_like(given) + damp_ratio).sqrt()), damp_ratio, True
     mean = float(given[live].mean())
     diagonal = torch.where(live, given, mean)
     while damp_ratio <= MAX_DAMP_RATIO:
         H.diagonal().copy_(diagonal + damp_ratio * mean)
         L, failed = torch.linalg.cholesky_ex(H)
         if not failed:
-            return L, damp_ratio * mean
+            return L, damp_ratio * mean, True
         damp_ratio *= 10
     # rounding without compensation, which needs no factorization
-    return torch.diag((diagonal + mean).sqrt()), None
+    return torch.diag((diagonal + mean).sqrt()), mean, False
 
 
 @dataclass(frozen=True)
 class Block:
-    """Columns start to end. `metric` [n, n]: upper, of R; `factor` [n, n]: its inverse, GPTQ's U; `carried` [out, n]: the errors of
-    all columns before these, in ER."""
+    """Columns start to end. `metric` [n, n]: upper, of R; `inverse` [n, n]: GPTQ's U; `carried` [out, n]: the errors of all columns
+    before these, in ER."""
 
     start: int
     end: int
     metric: Tensor
-    factor: Tensor
+    inverse: Tensor
     carried: Tensor
 
     def target(self, weight: Tensor) -> Tensor:
         """What weight [out, n] is to be rounded to: with the compensation of the columns before."""
-        return torch.addmm(weight, self.carried, self.factor)
+        return torch.addmm(weight, self.carried, self.inverse)
 
 
 class Compensation:
@@ -95,7 +95,7 @@ class Compensation:
 
     def carry(self, block: Block, left: Tensor) -> None:
         """`left` [out, n]: of ER after the block was rounded: what GPTQ calls Err, (w − q)/U_jj of each column in its turn."""
-        error = (left - block.carried) @ block.factor
+        error = (left - block.carried) @ block.inverse
         self.ER[:, block.start : block.end] = left
         self.ER[:, block.end :].addmm_(error, self.factor.R[block.start : block.end, block.end :])
 

@@ -24,8 +24,8 @@ def ask_again(codes: Tensor, step: Tensor, top: int, left: Compensation, sweeps:
     """Improve codes [out, in], whole numbers 0..top as float32, in place, from the errors that they have `left` under its hessian
     and damping, which does not follow.
 
-    step [out, n_groups]: by how much a weight moves with its code. A column of which hessian and damping are zero has no say, and
-    its codes stay.
+    step [out, n_groups]: by how much a weight moves with its code. A column that is not live has no say, and its codes stay.
     """
     factor = left.factor
-    descend(codes, left.gradient(), factor.hessian, factor.damp, without_zeros(step), top, sweeps)
+    if sweeps and bool(factor.live.any()):
+        descend(codes, left.gradient(), factor.hessian, factor.damp, without_zeros(step), top, sweeps)

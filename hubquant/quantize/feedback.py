@@ -69,7 +69,7 @@ def _encode_rows(W: Tensor, kind: GgmlType, factor: Factor, sweeps: int) -> Tens
         found = encode(target[:, inside.argsort()].contiguous(), kind.name, importance[here])
         if kind.name in GRIDDED:
             grid = block_grid(found.view(-1, kind.type_size), kind.name)
-            codes, left = _choose_codes(target, block.factor, grid, inside)
+            codes, left = _choose_codes(target, block.inverse, grid, inside)
             found = grid.recode(codes.view(-1, kind.block_size)).view_as(found)
         else:
             left = (target - decode(found, kind.name)[:, inside]) @ block.metric

@@ -1,5 +1,6 @@
 """The factor of a hessian, and what it carries of errors to the columns after them."""
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -52,6 +53,15 @@ def test_damping_rises_until_it_is_enough() -> None:
 def test_without_any_factor_the_diagonal_alone_is_used() -> None:
     hopeless = torch.tensor([[1.0, 9.0], [9.0, 3.0]]) / 3
     assert torch.allclose(factor_of(hopeless, 0.05), torch.diag((torch.tensor([3.0, 5.0]) / 3).sqrt()))
+
+
+@pytest.mark.parametrize("hessian", [[[1.0, 9.0], [9.0, 3.0]], [[1.0, 1.2], [1.2, 1.0]], [[4.0, 1.0], [1.0, 2.0]]], ids=str)
+def test_the_factor_is_that_of_the_hessian_and_the_damping_that_it_names(hessian: list[list[float]]) -> None:
+    """Of one that no damping helps, of one that takes more than was asked for, and of a usual one: whoever goes on from ER under
+    factor.hessian and factor.damp goes on under what ER was made with. Products and sums of two numbers: a few roundings."""
+    factor = Factor(torch.tensor(hessian), torch.tensor([1, 0]), 0.05)
+    damped = (factor.hessian + torch.diag(factor.damp))[factor.order][:, factor.order]
+    assert torch.allclose(factor.unit * factor.R @ factor.R.T, damped, rtol=8 * 2.0**-24, atol=0)
 
 
 def test_channels_in_another_order_and_of_another_size() -> None:

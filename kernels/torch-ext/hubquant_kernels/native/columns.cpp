@@ -124,7 +124,8 @@ static void follow_moves(float *gradient, const float *hessian, int64_t width, c
     }
 }
 
-// Rows first..last of codes and gradient [out, width], in place, as descend says. hessian [width, width], damp [width], step [out, groups].
+// Rows first..last of codes and gradient [out, width], in place, as descend says. hessian is [width, width], damp [width], step
+// [out, groups].
 extern "C" void hubquant_descend(
     float *codes, float *gradient, const float *hessian, const float *damp, const float *step, float top, int64_t sweeps,
     int64_t first, int64_t last, int64_t width, int64_t groups) {
