@@ -23,7 +23,7 @@ from hubquant.model.decoder import Decoder
 from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
-from hubquant.quantize.compensation import STRIP_BYTES
+from hubquant.quantize.compensation import strip_bytes
 from hubquant.quantize.ggml import GGML_TYPES
 from hubquant.quantize.scales import SCALES, part_bytes
 from hubquant.recipe import BITS, Frozen, Recipe, Variant, variant
@@ -32,7 +32,7 @@ from hubquant.speed import Speed, kinds
 
 FLOAT = 4  # bytes
 HALF = 2
-AT_WORK = 8 * STRIP_BYTES  # of some rows: targets, codes, errors, gradients and their like, for a processor of one thread
+AT_WORK = 8  # targets, codes, errors, gradients and their like, of the rows that are solved at a time
 PROBED = 8  # tokens that are sent through a layer to see which linears read the same
 LEARNING = 6 * FLOAT  # of a scale: it, its change, the gradient, two moments, their product
 
@@ -72,7 +72,7 @@ class Reading:
         """GPTQ: the folded weights and those stacked, with H folded, reordered, and its factor; or those, codes, the factor and
         what is at work of some rows; then the decoded weights on their way."""
         factor = 2 * self.weights + 2 * self.sums
-        rounding = 2 * self.weights + self.weights // FLOAT + self.sums + AT_WORK
+        rounding = 2 * self.weights + self.weights // FLOAT + self.sums + AT_WORK * min(self.weights, strip_bytes())
         decoding = self.weights + self.weights // FLOAT + 5 * self.largest
         return self.sums + max(factor, rounding, decoding)
 
@@ -85,7 +85,7 @@ class Reading:
     def encoding(self) -> int:
         """GGUF: the factor in the making beside H reordered; or the matrix, its bytes, and what is at work of some rows; then the
         decoded matrix and its error."""
-        return max(2 * self.factor, 2 * self.largest + AT_WORK, 4 * self.largest)
+        return max(2 * self.factor, 2 * self.largest + AT_WORK * min(self.largest, strip_bytes()), 4 * self.largest)
 
     def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
         """Of all that is done for these linears, in one pass over so many tokens."""

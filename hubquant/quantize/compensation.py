@@ -108,10 +108,15 @@ class Compensation:
         return result
 
 
+def strip_bytes() -> int:
+    """What is at work of a matrix on a CPU."""
+    return torch.get_num_threads() * STRIP_BYTES
+
+
 def strips(matrix: Tensor) -> Iterator[slice]:
     """The rows of matrix [out, in] in parts. They are independent, and solved a part at a time what is at work of them stays in the
     processor's cache, and is never much."""
     rows = STRIP_ROWS_ON_GPU
     if matrix.device.type == "cpu":
-        rows = max(32, torch.get_num_threads() * STRIP_BYTES // (4 * matrix.shape[1]) // 32 * 32)
+        rows = max(32, strip_bytes() // (4 * matrix.shape[1]) // 32 * 32)
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
