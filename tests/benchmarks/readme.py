@@ -217,6 +217,7 @@ def kernels_table() -> str:
     return (
         table(headings, rows) + f"\n\n{found.device}, {found.versions}. Of the copy: the least bytes by the time, of "
         f"{found.copy / 1e12:.2f} TB/s; of the product: of {found.product / 1e12:.0f} Tflop/s in bfloat16, both measured beside. "
+        "`gptq_group` was timed when its search multiplied with a whole metric, and one scale was rounded where seven are now. "
         "`hubquant kernels bench`; all of it, and how, in [kernels/REPORT.md](kernels/REPORT.md)."
     )
 
