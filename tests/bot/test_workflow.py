@@ -165,7 +165,7 @@ def test_settings_that_watch_or_publish_nothing(settings: Settings) -> None:
 def test_run_forever_polls_again_until_it_is_stopped(
     settings: Settings, local_hub: LocalHub, org: HfApi, add_model: AddModel
 ) -> None:
-    """In a thread, as the Space runs it."""
+    """In a thread, until it is told to stop."""
     settings = settings.model_copy(update={"watch": settings.watch.model_copy(update={"interval_seconds": 1})})
     heard: list[JobStatus] = []
     added = threading.Event()
