@@ -1,7 +1,6 @@
 """kill -9 at any moment of a pass: the same command goes on at the layer where it stood, and makes the same bytes."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -22,6 +21,37 @@ from hubquant.recipe import Calibration, Recipe
 VARIANTS = ("gptq-int4-g128", "awq-int4-g128", "gguf-q4_k_m", "gguf-q8_0", "gguf-auto@4.5bpw")
 RECIPE = Recipe(variants=VARIANTS, calibration=Calibration(windows=4, window=64))
 COMMAND = [sys.executable, "-m", "hubquant", "quantize", "--windows", "4", "--window", "64", "--no-evaluate"]
+
+# The command in a process that kills itself: so long after the bookmark was saved that often, or before the nth file after that
+# gets its final name. From outside a quick pass is done before a look at its bookmark would be followed by a signal.
+MORTAL = """
+import json, os, signal, sys, threading
+from pathlib import Path
+from hubquant.__main__ import main
+from hubquant.bookmark import FILE
+
+save, nth, seconds = int(sys.argv.pop(1)), int(sys.argv.pop(1)), float(sys.argv.pop(1))
+replace, named = Path.replace, None
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def naming(path, target):
+    global named
+    if named is not None and target.name != "progress.json":
+        named += 1
+        if named == nth:
+            die()
+    found = replace(path, target)
+    if target.name == FILE and json.loads(target.read_text())["saves"] == save:
+        named = 0
+        if not nth:
+            threading.Timer(seconds, die).start()
+    return found
+
+Path.replace = naming
+main()
+"""
 
 
 def command(model: Path, out: Path) -> list[str]:
@@ -55,25 +85,16 @@ def undisturbed(bundled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return published(out)
 
 
-def killed_after(model: Path, out: Path, save: int, seconds: float) -> None:
-    """Starts the command and kills it so long after the bookmark was saved that often."""
-    process = start(model, out)
-    while int(str(saved(out).get("saves", 0))) < save:
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.002)
-    time.sleep(seconds)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-
-
 @pytest.mark.timeout(900)
 def test_killed_again_and_again_a_pass_goes_on_and_makes_the_same_bytes(
     bundled: Path, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
     """Layers are saves 2 to 5, each finished variant is one more. In a layer; while one is saved; while files get names."""
     out, reached = tmp_path / "out", 0
-    for save, seconds in ((2, 0.2), (4, 0.0), (6, 0.02)):
-        killed_after(bundled, out, save, seconds)
+    arguments = command(bundled, out)[3:]
+    for save, nth, seconds in ((2, 0, 0.05), (3, 1, 0.0), (6, 2, 0.0)):
+        died = subprocess.run([sys.executable, "-c", MORTAL, str(save), str(nth), str(seconds), *arguments], capture_output=True)
+        assert died.returncode == -signal.SIGKILL, died.stderr
         now = int(str(saved(out)["saves"]))
         assert now > reached, "it did not go on where it stood"
         reached = now
