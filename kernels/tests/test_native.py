@@ -1,5 +1,6 @@
 """The machine code gives the bytes of the definition in plain torch, and where it cannot be had nothing stops."""
 
+import platform
 import subprocess
 import sys
 import warnings
@@ -45,14 +46,16 @@ def test_the_bytes_are_the_definitions(name: str, mode: str, given: tuple[int, .
 
 
 @needs_compiler
-def test_nothing_is_written_beyond_the_blocks() -> None:
-    kind, x = GGML_TYPES["Q4_K"], torch.randn(19, 256)
-    encode = native.encoder("Q4_K")
+@pytest.mark.parametrize(("name", "mode"), [("Q4_K", "best"), ("Q4_0", "reference"), ("Q8_0", "reference")])
+def test_nothing_is_written_beyond_the_blocks(name: str, mode: str) -> None:
+    kind = GGML_TYPES[name]
+    x = torch.randn(19, kind.block_size)
+    encode = native.encoder(name)
     assert encode is not None
     out = torch.full((19 + 2, kind.type_size), 77, dtype=torch.uint8)
-    encode(x, 0, 1, None, None, True, out[1:-1])
+    encode(x, 0, 1, None, None, mode == "best", out[1:-1])
     assert out[0].unique().tolist() == out[-1].unique().tolist() == [77]
-    assert torch.equal(out[1:-1], ggml_quantize(x, None, "Q4_K", "best"))
+    assert torch.equal(out[1:-1], ggml_quantize(x, None, name, mode))
 
 
 @pytest.fixture
@@ -64,6 +67,18 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     yield tmp_path / "native"
     for cached in (native._encoder, native._say):
         cached.cache_clear()
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one width")
+@pytest.mark.parametrize("width", ["-mno-avx", "-mno-avx2"])
+@pytest.mark.parametrize("name", ["Q4_0", "Q8_0"])  # which go by weights side by side, not blocks
+def test_registers_of_every_width_give_the_same_bytes(name: str, width: str, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ggml_quantize(weights(), None, name, "reference")
+    native._encoder.cache_clear()
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, width))
+    assert torch.equal(expected, ggml_quantize(weights(), None, name, "reference"))
+    assert len(list(fresh.iterdir())) == 2, "compiled twice"
 
 
 ENCODE = """

@@ -1,4 +1,6 @@
 // Weights to the bytes of one of ggml's block types, LANES blocks at a time. TYPE is its name.
+#include <type_traits>
+
 #include "kquant.h"
 #include "legacy.h"
 #include "symmetric.h"
@@ -14,8 +16,23 @@ struct Task {
     int32_t best;
 };
 
+// whether it is a type that goes block by block, and then does so
+template <class T, class = void>
+struct ByBlock {
+    static bool encode(const Task *) { return false; }
+};
+template <class T>
+struct ByBlock<T, std::void_t<typename T::Plain>> {
+    static bool encode(const Task *task) {
+        if (task->importance || task->best) return false;
+        encode_blocks<typename T::Plain, T::BYTES>(task->x, task->n_blocks, task->out);
+        return true;
+    }
+};
+
 extern "C" void hubquant_encode(const Task *task) {
     constexpr int SIZE = TYPE::SIZE, BYTES = TYPE::BYTES;
+    if (ByBlock<TYPE>::encode(task)) return;
     Blocks<SIZE> blocks;
     blocks.weighted = task->importance != nullptr, blocks.best = task->best, blocks.trials = task->trials;
     Row rows[BYTES + LANES] = {};

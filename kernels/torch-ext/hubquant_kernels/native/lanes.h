@@ -77,6 +77,9 @@ inline F magnitude(F x) { return floats(bits(x) & 0x7fffffff); }
 // to whole numbers, halves to even, for magnitudes below 2²²
 inline F rounded(F x) { return (x + 12582912.0f) - 12582912.0f; }
 
+// to be truncated: C's roundf, halves away from zero. The number is the one before a half
+inline F round_away(F x) { return x + floats((bits(x) & INT32_MIN) | bits(F(0.49999997f))); }
+
 inline F root(F x) {
     float of[LANES];
     memcpy(of, &x, sizeof of);

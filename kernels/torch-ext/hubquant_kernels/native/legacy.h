@@ -1,6 +1,7 @@
 // The types with blocks of 32 weights (or 256, of three values) and one or two float16 scales. legacy.py and ternary.py are the
 // definitions.
 #pragma once
+#include "plain.h"
 #include "symmetric.h"
 
 // a bit of each of 32 codes as the bytes of one little-endian number
@@ -11,9 +12,6 @@ inline void pack_bit32(const Row *codes, Row *out) {
         for (int bit = 0; bit < 8; bit++) out[i] |= (codes[8 * i + bit] >> uint8_t(FROM) & 1) << uint8_t(bit);
     }
 }
-
-// to be truncated: C's roundf, halves away from zero. The number is the one before a half
-inline F round_away(F x) { return x + floats((bits(x) & INT32_MIN) | bits(F(0.49999997f))); }
 
 inline F row_weight(const Blocks<32> &in, int i) { return root(in.x[i] * in.x[i] + in.row_square) * in.importance[i]; }
 
@@ -45,6 +43,7 @@ inline void by_sign(const Blocks<32> &in, Stored<Best> &s) {
 }
 
 struct Q4_0 {
+    using Plain = Q4_0Block;  // without importance
     static constexpr int SIZE = 32, BYTES = 18;
     static void encode(const Blocks<32> &in, Row *out) {
         Stored<Symmetric<32, 1, Steps<-8, 7>, 0, 0>> s;
@@ -63,6 +62,7 @@ struct Q5_0 {
 };
 
 struct Q8_0 {
+    using Plain = Q8_0Block;
     static constexpr int SIZE = 32, BYTES = 34;
     static void encode(const Blocks<32> &in, Row *out) {
         Stored<Symmetric<32, 1, Steps<-127, 127>, 0, 0>> s;
