@@ -6,6 +6,9 @@ from torch import Tensor
 from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
 
+# columns of which sums are taken at a time on a CPU
+BLOCK = 256
+
 
 @torch.library.custom_op(add_op_namespace_prefix("accumulate_hessian"), mutates_args=("hessian",))
 def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
@@ -19,8 +22,11 @@ def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
         hessian.addmm_(rows.T, rows)
         torch.backends.cuda.matmul.allow_tf32 = before
-    else:
-        hessian.addmm_(rows.T, rows)
+        return
+    for start in range(0, len(hessian), BLOCK):  # what stands above the diagonal is what stands below it
+        here, before_here = slice(start, start + BLOCK), slice(0, start)
+        hessian[here, : start + BLOCK].addmm_(rows[:, here].T, rows[:, : start + BLOCK])
+        hessian[before_here, here] = hessian[here, before_here].T
 
 
 @accumulate_hessian.register_fake
