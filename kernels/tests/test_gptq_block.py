@@ -118,6 +118,25 @@ def test_a_group_is_its_columns_under_a_scale_as_good_as_any_tried(symmetric: bo
         assert bool(((errors.square() * seen).sum(1) <= (other.square() * seen).sum(1)).all())
 
 
+@pytest.mark.parametrize("n", [32, 30])  # columns are taken four at a time
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_machine_code_finds_what_plain_torch_finds(symmetric: bool, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are taken in another order: now and then a code at a half goes the other way, and with it what is best."""
+    weight, factor, _, _ = problem(out=200, n=n, seed=7)
+    weight[:, 5], factor[:5, 5], factor[5, 6:] = 10.0, 0.0, 0.0
+    arguments = weight, factor, torch.linalg.inv(factor), torch.arange(n) != 5, 4, symmetric
+    codes, errors, scale, zero = gptq_group(*arguments)
+    monkeypatch.setenv("HUBQUANT_NATIVE", "0")
+    expected_codes, expected_errors, expected_scale, expected_zero = gptq_group(*arguments)
+    same = (codes == expected_codes).all(1) & (scale == expected_scale)[:, 0]
+    assert float(same.float().mean()) > 0.95
+    largest = float(expected_errors.abs().max())
+    assert torch.allclose(errors[same], expected_errors[same], rtol=1e-3, atol=1e-4 * largest)
+    assert torch.equal(zero[same], expected_zero[same])
+    loss, expected = (e[:, torch.arange(n) != 5].square().sum(1) for e in (errors, expected_errors))
+    assert bool((loss <= 1.05 * expected).all())
+
+
 def test_more_than_one_scale_pays() -> None:
     weight, factor, _, _ = problem(out=64, n=32, seed=6)
     metric, seen = torch.linalg.inv(factor), torch.ones(32, dtype=torch.bool)

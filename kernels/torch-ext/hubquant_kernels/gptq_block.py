@@ -73,8 +73,12 @@ def gptq_group(
     have no say in the scale are False. The scale of `fit_group`, some near it, and the one that least squares find for the best
     codes so far are tried, by what is left after error feedback. Returns codes, errors [out, n], scale, zero [out, 1].
     """
+    scale, zero = fit_group(weight * seen[..., None, :], metric.diagonal(dim1=-2, dim2=-1), bits, symmetric)
+    if weight.dim() == 2:
+        fast = native_columns.gptq_group(weight, factor, metric, seen, scale, zero, 2**bits - 1, TRIED, REFITS)
+        if fast is not None:
+            return *fast, zero
     seen = seen[..., None, :]
-    scale, zero = fit_group(weight * seen, metric.diagonal(dim1=-2, dim2=-1), bits, symmetric)
     found = _Rounded(weight, factor, zero, seen, 2**bits - 1)
     for times in TRIED:
         found.try_scale(storable(scale * times))

@@ -1,8 +1,8 @@
 """GPTQ's column loop, the losses of its grids, and coordinate descent as machine code: native/columns.cpp, called for all rows of a
 matrix at once.
 
-What the functions compute is said where they are defined in plain torch (gptq_block, fit_group, descend); theirs is another
-order of the same sums. None where there is no machine code to call.
+What the functions compute is said where they are defined in plain torch (gptq_block, gptq_group, fit_group, descend); theirs is
+another order of the same sums. None where there is no machine code to call.
 """
 
 import ctypes
@@ -41,6 +41,29 @@ def gptq_block(
 
     _each(rows, weight)
     return codes, errors
+
+
+def gptq_group(
+    weight: Tensor, factor: Tensor, metric: Tensor, seen: Tensor, scale: Tensor, zero: Tensor, max_code: int,
+    times: Sequence[float], refits: int,
+) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+    """Codes [out, n] uint8, errors [out, n] and scale [out, 1] of weight [out, n]. seen [n] bool; zero [out, 1]; tried are `times`
+    each scale [out, 1], and then `refits` times what least squares find."""
+    library = _library(weight)
+    if library is None:
+        return None
+    given = [t.float().contiguous() for t in (weight, factor, metric, seen, zero)]
+    best = scale.float().clone(memory_format=torch.contiguous_format)
+    codes, errors = torch.empty(weight.shape, dtype=torch.uint8), torch.empty(weight.shape)
+
+    def rows(first: int, last: int) -> None:
+        library.hubquant_gptq_group(
+            *map(_pointer, given), (c_float * len(times))(*times), c_int64(len(times)), c_int64(refits), c_float(max_code),
+            c_int64(first), c_int64(last), c_int64(weight.shape[1]), *map(_pointer, (best, codes, errors)),
+        )  # fmt: skip
+
+    _each(rows, weight)
+    return codes, errors, best
 
 
 def descend(codes: Tensor, gradient: Tensor, hessian: Tensor, damp: Tensor, step: Tensor, top: int, sweeps: int) -> bool:

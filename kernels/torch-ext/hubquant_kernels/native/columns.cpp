@@ -12,9 +12,25 @@ static void load(const float *matrix, int64_t first, int64_t last, int64_t n, in
     }
 }
 
-// What is left of the columns from..n when their shares of an error are taken off.
-static void follow(F *left, const float *shares, F error, int64_t from, int64_t n) {
-    for (int64_t k = from; k < n; k++) left[k] = left[k] - error * shares[k];
+#ifdef __clang__
+#define CONTRACTED _Pragma("clang fp contract(fast)")
+#else
+#define CONTRACTED __attribute__((optimize("fp-contract=fast")))
+#endif
+
+constexpr int ABREAST = 4;  // columns that are summed together, so that sums do not wait for each other
+
+// left[k] −= Σ errors[j]·matrix[j, column + k] over the first `rows` rows of matrix [.., n], for K columns
+template <int K>
+CONTRACTED static void take_off(const F *errors, const float *matrix, int64_t n, int64_t rows, int64_t column, F *left) {
+    Floats a[K], b[K];
+    for (int k = 0; k < K; k++) a[k] = left[k].a, b[k] = left[k].b;
+    const float *m = matrix + column;
+    for (int64_t j = 0; j < rows; j++, m += n) {
+        Floats ea = errors[j].a, eb = errors[j].b;
+        for (int k = 0; k < K; k++) a[k] -= ea * m[k], b[k] -= eb * m[k];
+    }
+    for (int k = 0; k < K; k++) left[k] = {a[k], b[k]};
 }
 
 // The place of the codebook's value nearest to x, the upper one of two as near, and the value.
@@ -28,36 +44,138 @@ static F nearest(F x, const float *book, int size, F *value) {
     return code;
 }
 
-// Rows first..last of weight [out, n]: codes [out, n], and errors (w − q)/U_ii [out, n], as gptq_block says. scale and zero [out].
-// With a book of values the code is a place in it, and zero is not asked for.
+// One grid, or codebook, of LANES rows.
+struct Grid {
+    F step, origin;
+    float top;
+    const float *book;  // of top + 1 values, or null: then the code is a whole number, and origin its zero
+    F nearest_code(F x, F *value) const {
+        if (book) {
+            F code = nearest(x / step, book, (int)top + 1, value);
+            *value = *value * step;
+            return code;
+        }
+        F code = clamp(rounded(x / step) + origin, 0.0f, top);
+        *value = (code - origin) * step;
+        return code;
+    }
+};
+
+// Codes and errors (w − q)/U_ii of the columns w [n], each of which makes up for the errors of those before it.
+template <int K>
+static void round_columns(const F *w, const float *factor, int64_t n, const Grid &grid, int64_t i, F *codes, F *errors) {
+    F left[K];
+    for (int k = 0; k < K; k++) left[k] = w[i + k];
+    take_off<K>(errors, factor, n, i, i, left);
+    for (int k = 0; k < K; k++) {
+        const float *u = factor + (i + k) * n + i;
+        F value;
+        codes[i + k] = grid.nearest_code(left[k], &value);
+        F error = errors[i + k] = (left[k] - value) / u[k];
+        for (int m = k + 1; m < K; m++) left[m] = left[m] - error * u[m];
+    }
+}
+
+static void round_block(const F *w, const float *factor, int64_t n, const Grid &grid, F *codes, F *errors) {
+    int64_t i = 0;
+    for (; i + ABREAST <= n; i += ABREAST) round_columns<ABREAST>(w, factor, n, grid, i, codes, errors);
+    for (; i < n; i++) round_columns<1>(w, factor, n, grid, i, codes, errors);
+}
+
+// Columns [n, LANES] to rows first.. of a matrix [.., n], those before `last`.
+template <class T>
+static void store(const F *strip, int64_t first, int64_t last, int64_t n, T *matrix) {
+    const float *numbers = (const float *)strip;
+    for (int64_t j = 0; j < std::min<int64_t>(LANES, last - first); j++)
+        for (int64_t i = 0; i < n; i++) matrix[(first + j) * n + i] = (T)numbers[i * LANES + j];
+}
+
+// Rows first..last of weight [out, n]: codes [out, n], and errors [out, n], as gptq_block says. scale and zero [out]. With a book of
+// values the code is a place in it, and zero is not asked for.
 extern "C" void hubquant_gptq_block(
     const float *weight, const float *factor, const float *scale, const float *zero, const float *book, int64_t size,
     int64_t first, int64_t last, int64_t n, uint8_t *codes, float *errors) {
-    std::vector<F> w(n);
+    std::vector<F> w(n), code(n), error(n);
+    Grid grid{0.0f, 0.0f, (float)(size - 1), book};
     for (int64_t start = first; start < last; start += LANES) {
-        int wanted = (int)std::min<int64_t>(LANES, last - start);
         load(weight, start, last, n, n, w.data());
-        F step, origin;
-        load(scale, start, last, 1, 1, &step);
-        if (zero) load(zero, start, last, 1, 1, &origin);
+        load(scale, start, last, 1, 1, &grid.step);
+        if (zero) load(zero, start, last, 1, 1, &grid.origin);
+        round_block(w.data(), factor, n, grid, code.data(), error.data());
+        store(code.data(), start, last, n, codes), store(error.data(), start, last, n, errors);
+    }
+}
+
+// x [n] times an upper matrix [n, n].
+static void times_upper(const F *x, const float *matrix, int64_t n, F *out) {
+    int64_t i = 0;
+    for (; i + ABREAST <= n; i += ABREAST) {
+        for (int k = 0; k < ABREAST; k++) out[i + k] = 0.0f;
+        take_off<ABREAST>(x, matrix, n, i + ABREAST, i, out + i);  // below its diagonal there is nothing
+    }
+    for (; i < n; i++) out[i] = 0.0f, take_off<1>(x, matrix, n, i + 1, i, out + i);
+    for (i = 0; i < n; i++) out[i] = -out[i];
+}
+
+// The best of the roundings of LANES rows that were tried, row by row.
+struct Rounded {
+    const float *factor, *seen;
+    int64_t n;
+    Grid grid;
+    std::vector<F> w, codes, errors, its_codes, its_errors;
+    F loss, step;
+
+    Rounded(const float *factor, const float *seen, int64_t n, float top)
+        : factor(factor), seen(seen), n(n), grid{0.0f, 0.0f, top, nullptr}, w(n), codes(n), errors(n), its_codes(n), its_errors(n) {}
+    void begin() {
+        loss = INFINITY, step = 1.0f;
+        std::fill(codes.begin(), codes.end(), F(0.0f)), std::fill(errors.begin(), errors.end(), F(0.0f));
+    }
+    void try_step(F tried) {
+        grid.step = tried;
+        round_block(w.data(), factor, n, grid, its_codes.data(), its_errors.data());
+        F its_loss = 0.0f;
+        for (int64_t i = 0; i < n; i++) its_loss = its_loss + its_errors[i] * its_errors[i] * seen[i];
+        I better = its_loss < loss;
+        if (!any(better)) return;
+        loss = select(better, its_loss, loss), step = select(better, tried, step);
         for (int64_t i = 0; i < n; i++) {
-            const float *u = factor + i * n;
-            F code, value;
-            if (book) {
-                code = nearest(w[i] / step, book, (int)size, &value);
-                value = value * step;
-            } else {
-                code = clamp(rounded(w[i] / step) + origin, 0.0f, (float)(size - 1));
-                value = (code - origin) * step;
-            }
-            F error = (w[i] - value) / u[i];
-            const float *found = (const float *)&code, *left = (const float *)&error;
-            for (int j = 0; j < wanted; j++) {
-                codes[(start + j) * n + i] = (uint8_t)found[j];
-                errors[(start + j) * n + i] = left[j];
-            }
-            follow(w.data(), u, error, i + 1, n);
+            codes[i] = select(better, its_codes[i], codes[i]), errors[i] = select(better, its_errors[i], errors[i]);
         }
+    }
+};
+
+// as grid.py's function of that name
+static F storable(F scale) {
+    F size = rounded16(clamp(magnitude(scale), 6.103515625e-5f, 65504.0f));
+    return floats(bits(size) | (bits(scale) & INT32_MIN));
+}
+
+// Rows first..last of weight [out, n] as gptq_group says: codes [out, n], errors [out, n] and scale [out], which holds the first
+// scale to try, times each of `times`; then those that least squares find. zero [out]; metric [n, n] upper; seen [n] 0 or 1.
+extern "C" void hubquant_gptq_group(
+    const float *weight, const float *factor, const float *metric, const float *seen, const float *zero, const float *times,
+    int64_t n_times, int64_t refits, float top, int64_t first, int64_t last, int64_t n, float *scale, uint8_t *codes, float *errors) {
+    Rounded found(factor, seen, n, top);
+    std::vector<F> x(n), wanted(n), levels(n);
+    for (int64_t start = first; start < last; start += LANES) {
+        F given;
+        load(weight, start, last, n, n, found.w.data());
+        load(scale, start, last, 1, 1, &given);
+        load(zero, start, last, 1, 1, &found.grid.origin);
+        found.begin();
+        for (int64_t t = 0; t < n_times; t++) found.try_step(storable(given * times[t]));
+        for (int64_t i = 0; i < n; i++) x[i] = found.w[i] * seen[i];
+        times_upper(x.data(), metric, n, wanted.data());
+        for (int64_t t = 0; t < refits; t++) {
+            for (int64_t i = 0; i < n; i++) x[i] = (found.codes[i] - found.grid.origin) * seen[i];
+            times_upper(x.data(), metric, n, levels.data());
+            F both = 0.0f, norm = 0.0f;
+            for (int64_t i = 0; i < n; i++) both = both + wanted[i] * levels[i], norm = norm + levels[i] * levels[i];
+            found.try_step(storable(both / greater(norm, 1.17549435e-38f)));
+        }
+        store(found.codes.data(), start, last, n, codes), store(found.errors.data(), start, last, n, errors);
+        store(&found.step, start, last, 1, scale);
     }
 }
 
@@ -91,7 +209,7 @@ static void choose(
             F found = clamp(rounded(code[i] + g[i] * gain / s), 0.0f, top), by = (found - code[i]) * s;
             memcpy(moved.data() + i * LANES, &by, sizeof by);
             if (!any(found != code[i])) continue;  // few codes move, after the first sweep hardly one
-            follow(g.data(), h, by, i + 1, n);
+            for (int64_t k = i + 1; k < n; k++) g[k] = g[k] - by * h[k];
             const float *chosen = (const float *)&found;
             for (int j = 0; j < wanted; j++) codes[(row + j) * width + start + i] = chosen[j];
         }
@@ -105,12 +223,7 @@ static void choose(
 }
 
 // Rows of gradient [rows, width] less the moves times hessian [n, width], in place.
-#ifdef __clang__
-#pragma clang fp contract(fast)
-#else
-__attribute__((optimize("fp-contract=fast")))
-#endif
-static void follow_moves(float *gradient, const float *hessian, int64_t width, const Moves &moves) {
+CONTRACTED static void follow_moves(float *gradient, const float *hessian, int64_t width, const Moves &moves) {
     for (int64_t start = 0; start < width; start += STRIP) {
         int64_t size = std::min(STRIP, width - start), at = 0;
         for (size_t row = 0; row < moves.ends.size(); row++) {
