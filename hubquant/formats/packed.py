@@ -173,12 +173,12 @@ class PackedWriter:
         hessian = torch.zeros_like(statistics.hessian) if statistics.starved else statistics.hessian
         solve = solver(self.variant, grid)
         solved = solve(torch.cat(weights), hessian, grid.of_width(weights[0].shape[1]), statistics.damp_ratio)
-        for name, weight, part in zip(names, weights, solved.split([w.shape[0] for w in weights]), strict=True):
+        for name, part in zip(names, solved.split([w.shape[0] for w in weights]), strict=True):
             stem = f"{layer.prefix}{name.removesuffix('.weight')}"
             tensors = {
                 self.stored(f"{stem}.{suffix}"): tensor for suffix, tensor in self.format.pack(part, self._all_grids).items()
             }
-            error = statistics.output_error(weight, part.dequantize()) if bool(hessian.any()) else None
+            error = None if part.losses is None else layer.output_error(name, part.losses)
             shortage = statistics.shortage if statistics.starved else ""
             yield name, tensors, self._record(layer.prefix + name, grid, error, shortage)
 

@@ -43,7 +43,7 @@ class Layer:
     LayerInput.name.
 
     `following`: by input, weights of some experts that take its scale, in this part or another; `folds`: the scales that were
-    folded, by input.
+    folded, by input; `unfolded`: the layer before that.
     """
 
     prefix: str
@@ -52,6 +52,7 @@ class Layer:
     statistics: Mapping[str, InputStatistics]
     following: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     folds: Mapping[str, Tensor] = field(default_factory=dict)
+    unfolded: "Layer | None" = None
 
     def input_of(self, tensor: str) -> LayerInput | None:
         """The input that is multiplied with this tensor; None for norms, biases and the like."""
@@ -61,6 +62,20 @@ class Layer:
     def statistics_of(self, tensor: str) -> InputStatistics | None:
         read = self.input_of(tensor)
         return None if read is None else self.statistics[read.name]
+
+    def output_error(self, tensor: str, losses: Tensor) -> float | None:
+        """The relative error of a linear's output: losses [out], diag(ΔHΔᵀ) of what is stored as it is folded, by tr(WHWᵀ) as it
+        was before, so that variants that fold otherwise compare. None of a linear that too few tokens reached."""
+        base = self.unfolded or self
+        statistics = base.statistics_of(tensor)
+        if statistics is None or statistics.starved:
+            return None
+        energy = statistics.energy(base.tensors[tensor])
+        divided = torch.ones_like(losses)
+        for read in self.inputs:
+            if read.name in self.folds and read.absorber is not None and f"{read.absorber.module}.weight" == tensor:
+                divided[read.absorber.channels.to(losses.device)] = self.folds[read.name]
+        return float((losses * divided.square()).sum()) / energy if energy > 0 else 0.0
 
     def folded(self, scales: Mapping[str, Tensor], dtype: torch.dtype, before: Mapping[str, Tensor] | None = None) -> "Layer":
         """The same function with the columns of each input's linears multiplied by s and its absorber divided by s.
@@ -78,7 +93,7 @@ class Layer:
                 for linear in read.linears:
                     tensors.then(f"{linear}.weight", s.mul)
                 statistics.then(read.name, partial(InputStatistics.scaled, s=s))
-        return replace(self, tensors=tensors, statistics=statistics, folds=folds)
+        return replace(self, tensors=tensors, statistics=statistics, folds=folds, unfolded=self)
 
     @staticmethod
     def _absorb(tensors: Pending[Tensor], read: LayerInput, s: Tensor, dtype: torch.dtype) -> Tensor:

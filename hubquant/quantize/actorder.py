@@ -15,7 +15,7 @@ from torch import Tensor
 from hubquant.quantize.compensation import Compensation, Factor, strips
 from hubquant.quantize.descent import ask_again
 from hubquant.quantize.gptq import DAMP_RATIO, LARGEST_SCALE, SWEEPS, solve
-from hubquant.quantize.grid import Grid, QuantizedWeight
+from hubquant.quantize.grid import Grid, QuantizedWeight, on_grid
 from hubquant.quantize.order import channel_order
 
 BLOCK = 128  # channels between two updates of the rest
@@ -26,7 +26,7 @@ def solve_regrouped(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: flo
     order = channel_order(hessian.diagonal())
     solved = solve(weight[:, order], hessian[order][:, order], grid, damp_ratio)
     place = order.argsort()
-    return QuantizedWeight(solved.codes[:, place], solved.scales, solved.zeros, grid, solved.group_index[place])
+    return QuantizedWeight(solved.codes[:, place], solved.scales, solved.zeros, grid, solved.group_index[place], solved.losses)
 
 
 def solve_static(
@@ -44,14 +44,14 @@ def solve_static(
     # what a channel's rounding adds to the loss: (w − q)·R_jj, squared
     remaining[order] = factor.live[order] * factor.R.diagonal()
     scales, zeros = _scales(W, remaining, grid)
-    codes = torch.empty_like(W, dtype=torch.uint8)
+    codes, losses = torch.empty_like(W, dtype=torch.uint8), W.new_empty(len(W))
     for rows in strips(W):
-        codes[rows] = _round(W[rows], scales[rows], zeros[rows], factor, grid, sweeps)
-    return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid)
+        codes[rows], losses[rows] = _round(W[rows], scales[rows], zeros[rows], factor, grid, sweeps)
+    return QuantizedWeight(codes, scales.half(), zeros.to(torch.uint8), grid, losses=losses)
 
 
-def _round(W: Tensor, scales: Tensor, zeros: Tensor, factor: Factor, grid: Grid, sweeps: int) -> Tensor:
-    """Codes [out, in], float32, on the groups' scales and zeros [out, n_groups]."""
+def _round(W: Tensor, scales: Tensor, zeros: Tensor, factor: Factor, grid: Grid, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Codes [out, in], float32, on the groups' scales and zeros [out, n_groups], and losses [out]."""
     compensation, codes = Compensation(factor, len(W)), torch.empty_like(W)
     for start in range(0, W.shape[1], BLOCK):
         block = compensation.block(start, min(start + BLOCK, W.shape[1]))
@@ -60,8 +60,8 @@ def _round(W: Tensor, scales: Tensor, zeros: Tensor, factor: Factor, grid: Grid,
         found, left = gptq_block(block.target(W[:, places]), block.inverse, scale, zero, grid.max_code)
         codes[:, places] = found.float()
         compensation.carry(block, left)
-    ask_again(codes, scales, grid.max_code, compensation, sweeps)
-    return codes
+    gradient = ask_again(codes, scales, grid.max_code, compensation, sweeps)
+    return codes, factor.losses(W - on_grid(codes, scales, zeros), gradient)
 
 
 def _scales(W: Tensor, remaining: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:

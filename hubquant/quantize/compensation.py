@@ -49,6 +49,10 @@ class Factor:
             self._of_block[start, end] = metric, torch.linalg.solve_triangular(metric, one, upper=True)
         return self._of_block[start, end]
 
+    def losses(self, error: Tensor, gradient: Tensor) -> Tensor:
+        """diag(EHEᵀ) [out] of error E [out, in], whose gradient is E(H + diag(damp)): far fewer products than of E and H."""
+        return ((gradient - error * self.damp) * error * self.live).sum(1)
+
 
 def _lower(H: Tensor, damp_ratio: float) -> tuple[Tensor, float, bool]:
     """A lower factor of H, which is lost, with its damping; that; and whether it is of the whole H, or of its diagonal."""

@@ -20,12 +20,14 @@ def without_zeros(step: Tensor) -> Tensor:
     return torch.where(step == 0, TINY, step)
 
 
-def ask_again(codes: Tensor, step: Tensor, top: int, left: Compensation, sweeps: int) -> None:
+def ask_again(codes: Tensor, step: Tensor, top: int, left: Compensation, sweeps: int) -> Tensor:
     """Improve codes [out, in], whole numbers 0..top as float32, in place, from the errors that they have `left` under its hessian
     and damping, which does not follow.
 
     step [out, n_groups]: by how much a weight moves with its code. A column that is not live has no say, and its codes stay.
+    Returns the gradient [out, in] (Compensation.gradient) of what is left then.
     """
-    factor = left.factor
+    factor, gradient = left.factor, left.gradient()
     if sweeps and bool(factor.live.any()):
-        descend(codes, left.gradient(), factor.hessian, factor.damp, without_zeros(step), top, sweeps)
+        descend(codes, gradient, factor.hessian, factor.damp, without_zeros(step), top, sweeps)
+    return gradient

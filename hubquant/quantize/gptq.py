@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hubquant.quantize.compensation import Compensation, Factor, strips
 from hubquant.quantize.descent import ask_again
-from hubquant.quantize.grid import Grid, QuantizedWeight
+from hubquant.quantize.grid import Grid, QuantizedWeight, on_grid
 from hubquant.quantize.order import channel_order
 
 # Of the diagonal's mean. Held-out KL divergence of the bundled model, W4g128: 0.0151 at 0.05, 0.0126 at 0.01 (`make ablation`).
@@ -25,20 +25,21 @@ def solve(weight: Tensor, hessian: Tensor, grid: Grid, damp_ratio: float = DAMP_
     """Quantize weight [out, in] under hessian [in, in] = Σxᵀx; in is a multiple of grid.group_size.
 
     Channels without any activation (zero diagonal) have no say in the scale of their group and are rounded to it. A group
-    without any, or an all-zero hessian, is rounded to nearest. Weights that no float16 scale reaches are clipped. `sweeps`: how
-    often codes are asked again.
+    without any, or an all-zero hessian, is rounded to nearest. Weights that no float16 scale reaches are clipped, which is not in
+    the losses. `sweeps`: how often codes are asked again.
     """
     factor = Factor(hessian, channel_order(hessian.diagonal(), (grid.group_size,)), damp_ratio)
     out, n_groups = weight.shape[0], weight.shape[1] // grid.group_size
     codes = torch.empty_like(weight, dtype=torch.uint8)
     scales, zeros = (torch.empty(out, n_groups, dtype=t, device=weight.device) for t in (torch.float16, torch.uint8))
+    losses = weight.new_empty(out, dtype=torch.float32)
     for rows in strips(weight):
-        codes[rows], scales[rows], zeros[rows] = _solve_rows(weight[rows], factor, grid, sweeps)
-    return QuantizedWeight(codes, scales, zeros, grid)
+        codes[rows], scales[rows], zeros[rows], losses[rows] = _solve_rows(weight[rows], factor, grid, sweeps)
+    return QuantizedWeight(codes, scales, zeros, grid, losses=losses)
 
 
-def _solve_rows(weight: Tensor, factor: Factor, grid: Grid, sweeps: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes [out, in], scales and zeros [out, n_groups] as float32."""
+def _solve_rows(weight: Tensor, factor: Factor, grid: Grid, sweeps: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes [out, in], scales and zeros [out, n_groups] as float32, and losses [out]."""
     limit = LARGEST_SCALE * grid.middle
     W, seen = weight.float().clamp(-limit, limit), factor.live[factor.order]
     compensation, codes = Compensation(factor, len(W)), torch.empty_like(W)
@@ -53,8 +54,9 @@ def _solve_rows(weight: Tensor, factor: Factor, grid: Grid, sweeps: int) -> tupl
         scales[:, group], zeros[:, group] = scale[:, 0], zero[:, 0]
         codes[:, places] = found.float()
         compensation.carry(block, left)
-    ask_again(codes, scales, grid.max_code, compensation, sweeps)
-    return codes, scales, zeros
+    gradient = ask_again(codes, scales, grid.max_code, compensation, sweeps)
+    error = W - on_grid(codes, scales, zeros)
+    return codes, scales, zeros, factor.losses(error, gradient)
 
 
 def damp_ratio_for(width: int, n_tokens: int) -> float:

@@ -37,7 +37,8 @@ class Grid:
 class QuantizedWeight:
     """A weight matrix on a grid: codes [out, in] uint8; scales [out, n_groups] float16; zeros [out, n_groups] uint8.
 
-    `groups` [in] int32: the group of each input channel, where groups are not stretches of channels.
+    `groups` [in] int32: the group of each input channel, where groups are not stretches of channels. `losses` [out]: diag(ΔHΔᵀ),
+    Δ = what is stored less what was to be, as the solver knows it; none of a rounding without hessian.
     """
 
     codes: Tensor
@@ -45,6 +46,7 @@ class QuantizedWeight:
     zeros: Tensor
     grid: Grid
     groups: Tensor | None = None
+    losses: Tensor | None = None
 
     @property
     def group_index(self) -> Tensor:
@@ -55,13 +57,20 @@ class QuantizedWeight:
 
     def split(self, rows: Sequence[int]) -> list["QuantizedWeight"]:
         """The matrices that were stacked to this one, by their numbers of rows."""
-        parts = zip(self.codes.split(rows), self.scales.split(rows), self.zeros.split(rows), strict=True)
-        return [QuantizedWeight(codes, scales, zeros, self.grid, self.groups) for codes, scales, zeros in parts]
+        losses = [None] * len(rows) if self.losses is None else self.losses.split(rows)
+        parts = zip(self.codes.split(rows), self.scales.split(rows), self.zeros.split(rows), losses, strict=True)
+        return [QuantizedWeight(codes, scales, zeros, self.grid, self.groups, loss) for codes, scales, zeros, loss in parts]
 
     def dequantize(self) -> Tensor:
         """[out, in] float32: (codes − zeros) · scales."""
         group = self.group_index.long()
         return (self.codes.float() - self.zeros.float()[:, group]) * self.scales.float()[:, group]
+
+
+def on_grid(codes: Tensor, scales: Tensor, zeros: Tensor) -> Tensor:
+    """(codes − zeros) · scales [out, in], with scales and zeros [out, n_groups] of stretches of channels."""
+    groups = codes.view(*scales.shape, -1)
+    return ((groups - zeros[..., None]) * scales[..., None]).view_as(codes)
 
 
 def round_to_nearest(weight: Tensor, grid: Grid) -> QuantizedWeight:

@@ -94,7 +94,9 @@ def test_what_was_solved_is_what_is_read(base: Path, variant: Any) -> None:
         assert torch.equal(source.tensor(f"{PREFIX}{name}.weight"), solved)
         found = next(t for t in artifact.tensors if t.name == f"{PREFIX}{name}.weight")
         assert (found.type, found.note) == ("int4-g128", "")
-        assert found.output_error == pytest.approx(one.statistics[name].output_error(one.tensors[f"{name}.weight"], solved))
+        # the solver's sums and these are float32's, in another order
+        expected = one.statistics[name].output_error(one.tensors[f"{name}.weight"], solved)
+        assert found.output_error == pytest.approx(expected, rel=1e-4)
         assert found.output_error is not None
         assert 0 < found.output_error < 0.05
     for name in ("norm.weight", "up.bias"):

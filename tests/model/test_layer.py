@@ -40,6 +40,15 @@ def test_folding_leaves_the_function_as_it_is(bundled: Path, tokens: Tensor) -> 
         torch.testing.assert_close(seen[read.name].hessian, wanted, rtol=1e-3, atol=float(wanted.abs().max()) * 1e-5)
     norm = folded.tensors["input_layernorm.weight"]
     assert torch.equal(norm, norm.half().float()), "the norm is stored in float16 without a further rounding"
+    for name in (f"{linear}.weight" for read in inputs for linear in read.linears):
+        # rounded the same before and after the fold, a weight is as far off: by as much as all its rows and columns are scaled
+        statistics_before, statistics_after = layer.statistics_of(name), folded.statistics_of(name)
+        assert statistics_before is not None and statistics_after is not None
+        rounded = (layer.tensors[name] * 64).round() / 64
+        error = torch.where(layer.tensors[name] == 0, 0, folded.tensors[name] * (rounded / layer.tensors[name] - 1))
+        losses = ((error @ statistics_after.hessian) * error).sum(1)
+        expected = statistics_before.output_error(layer.tensors[name], rounded)
+        assert abs(folded.output_error(name, losses) / expected - 1) < 1e-3
 
 
 def test_the_statistics_of_a_tensor_are_those_of_its_input() -> None:

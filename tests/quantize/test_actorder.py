@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hubquant.quantize.actorder import solve_regrouped, solve_static
-from hubquant.quantize.gptq import solve
+from hubquant.quantize.gptq import DAMP_RATIO, solve
 from hubquant.quantize.grid import Grid, round_to_nearest
 from hubquant.quantize.order import channel_order
 
@@ -20,6 +20,22 @@ def test_every_code_is_the_one_of_the_textbook_in_order_of_importance(grid: Grid
     check_sound(quantized)
     excess = textbook(weight, hessian, quantized, channel_order(hessian.diagonal()))
     assert float(excess.max()) <= NEAR_TIE * grid.max_code / 15
+
+
+@pytest.mark.parametrize("solver", [solve, solve_static, solve_regrouped])
+@pytest.mark.parametrize("tokens", [24, 600])
+def test_the_losses_are_what_is_lost(solver: object, tokens: int) -> None:
+    """Up to the roundings of sums that have the damping in them, which is taken off."""
+    assert callable(solver)
+    weight, hessian = problem(3, width=256, tokens=tokens)
+    hessian[5], hessian[:, 5] = 0.0, 0.0
+    quantized = solver(weight, hessian, Grid(4, 64, False))
+    delta = (quantized.dequantize() - weight).double()
+    exact = ((delta @ hessian.double()) * delta).sum(1)
+    damping = DAMP_RATIO * hessian.diagonal().double().mean() * delta.square().sum(1)
+    assert bool(((quantized.losses - exact).abs() <= 256 * 2.0**-24 * (exact + damping)).all())
+    parts = quantized.split([10, len(weight) - 10])
+    assert torch.equal(torch.cat([part.losses for part in parts]), quantized.losses)
 
 
 @BOTH
