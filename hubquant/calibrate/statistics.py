@@ -127,11 +127,15 @@ class InputStatistics:
 
     def output_error(self, weight: Tensor, quantized: Tensor) -> float:
         """tr(ΔHΔᵀ)/tr(WHWᵀ), Δ = quantized − weight [out, in]: the relative squared error of the linear's output."""
-        error, energy = float(quadratic_form(quantized - weight, self.hessian)), self.energy(weight)
-        return error / energy if energy > 0 else 0.0
+        return self.relative(float(quadratic_form(quantized - weight, self.hessian)), weight)
+
+    def relative(self, loss: float, weight: Tensor) -> float:
+        """A loss tr(ΔHΔᵀ) by tr(WHWᵀ) of weight [out, in]."""
+        energy = self.energy(weight)
+        return loss / energy if energy > 0 else 0.0
 
     def energy(self, weight: Tensor) -> float:
         """tr(WHWᵀ) of weight [out, in], worked out once for all variants. To be asked for when the last token was added."""
         if weight not in self._energies:
-            self._energies[weight] = float(quadratic_form(weight, self.hessian))
+            self._energies[weight] = float(quadratic_form(weight.float(), self.hessian))
         return float(self._energies[weight])

@@ -70,12 +70,11 @@ class Layer:
         statistics = base.statistics_of(tensor)
         if statistics is None or statistics.starved:
             return None
-        energy = statistics.energy(base.tensors[tensor])
         divided = torch.ones_like(losses)
         for read in self.inputs:
             if read.name in self.folds and read.absorber is not None and f"{read.absorber.module}.weight" == tensor:
                 divided[read.absorber.channels.to(losses.device)] = self.folds[read.name]
-        return float((losses * divided.square()).sum()) / energy if energy > 0 else 0.0
+        return statistics.relative(float((losses * divided.square()).sum()), base.tensors[tensor])
 
     def folded(self, scales: Mapping[str, Tensor], dtype: torch.dtype, before: Mapping[str, Tensor] | None = None) -> "Layer":
         """The same function with the columns of each input's linears multiplied by s and its absorber divided by s.

@@ -48,16 +48,28 @@ def encode_with_feedback(weight: Tensor, type_name: str, factor: Factor, sweeps:
 
     `sweeps`: how often the codes are asked again, of types that have a grid. Raises what `encode` raises.
     """
+    return encode_and_weigh(weight, type_name, factor, sweeps)[0]
+
+
+def encode_and_weigh(weight: Tensor, type_name: str, factor: Factor, sweeps: int = SWEEPS) -> tuple[Tensor, Tensor]:
+    """As encode_with_feedback, and the losses [out] float32: diag(ΔHΔᵀ), Δ = what is stored less the weights."""
     kind = ggml_type(type_name)
-    if type_name in EXACT:
-        return encode(weight, type_name)
     data = torch.empty(len(weight), row_bytes(type_name, weight.shape[1]), dtype=torch.uint8, device=weight.device)
+    losses = torch.empty(len(weight), device=weight.device)
     for rows in strips(weight):
-        data[rows] = _encode_rows(weight[rows].float(), kind, factor, sweeps)
-    return data
+        W = weight[rows].float()
+        if type_name in EXACT:
+            data[rows] = encode(weight[rows], type_name)
+            error = W - decode(data[rows], type_name)
+            losses[rows] = ((error @ factor.hessian) * error).sum(1)
+        else:
+            data[rows], gradient = _encode_rows(W, kind, factor, sweeps)
+            losses[rows] = factor.losses(W - decode(data[rows], type_name), gradient)
+    return data, losses
 
 
-def _encode_rows(W: Tensor, kind: GgmlType, factor: Factor, sweeps: int) -> Tensor:
+def _encode_rows(W: Tensor, kind: GgmlType, factor: Factor, sweeps: int) -> tuple[Tensor, Tensor]:
+    """uint8 [out, row_bytes], and the gradient [out, in] of what is left."""
     size, compensation = block_of(W.shape[1]), Compensation(factor, len(W))
     importance = factor.hessian.diagonal() / factor.unit
     data = W.new_empty(W.shape[0], W.shape[1] // size, size // kind.block_size * kind.type_size, dtype=torch.uint8)
@@ -77,17 +89,17 @@ def _encode_rows(W: Tensor, kind: GgmlType, factor: Factor, sweeps: int) -> Tens
         compensation.carry(block, left)
     if sweeps and kind.name in GRIDDED:
         return _asked_again(data.view(-1, kind.type_size), kind.name, compensation, sweeps)
-    return data.flatten(1)
+    return data.flatten(1), compensation.gradient()
 
 
-def _asked_again(blocks: Tensor, type_name: str, left: Compensation, sweeps: int) -> Tensor:
+def _asked_again(blocks: Tensor, type_name: str, left: Compensation, sweeps: int) -> tuple[Tensor, Tensor]:
     grid, rows = block_grid(blocks, type_name), len(left.ER)
     if grid.top is None:
-        return blocks.view(rows, -1)
+        return blocks.view(rows, -1), left.gradient()
     step = grid.scale.view(rows, -1)
     codes = grid.codes.view(rows, -1).float()
-    ask_again(codes, step, grid.top, left, sweeps)
-    return grid.recode(codes.to(torch.uint8).view(len(blocks), -1)).view(rows, -1)
+    gradient = ask_again(codes, step, grid.top, left, sweeps)
+    return grid.recode(codes.to(torch.uint8).view(len(blocks), -1)).view(rows, -1), gradient
 
 
 def _choose_codes(left: Tensor, U: Tensor, grid: BlockGrid, inside: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ STAGES: tuple[tuple[Any, str, str], ...] = (
     (gguf_writer, "encode", "GGUF: encoding"),
     (feedback, "encode", "GGUF: encoding"),
     (feedback, "Factor", "GGUF: factor"),
-    (gguf_writer, "encode_with_feedback", "GGUF: error feedback"),
+    (gguf_writer, "encode_and_weigh", "GGUF: error feedback"),
     (gguf_writer, "decode", "GGUF: decoding"),
     (GgufFile, "write", "writing"),
     (ShardWriter, "add", "writing"),

@@ -6,7 +6,7 @@ from hubquant_kernels.ggml_grid import GRIDDED, block_grid
 from torch import Tensor
 
 from hubquant.errors import BadModel
-from hubquant.quantize.feedback import EXACT, block_factor, encode_with_feedback, has_blocks
+from hubquant.quantize.feedback import EXACT, block_factor, encode_and_weigh, encode_with_feedback, has_blocks
 from hubquant.quantize.ggml import GGML_TYPES, decode, encode
 from hubquant.quantize.gptq import DAMP_RATIO
 
@@ -34,6 +34,18 @@ def test_less_output_error_in_as_many_bytes(type_name: str) -> None:
     fed = encode_with_feedback(weight, type_name, block_factor(hessian))
     assert fed.shape == plain.shape and fed.dtype == plain.dtype
     assert loss(weight, decode(fed, type_name), hessian) < 0.95 * loss(weight, decode(plain, type_name), hessian)
+
+
+@pytest.mark.parametrize("type_name", [*GRIDDED, *WITHOUT_GRID, *EXACT])
+def test_the_losses_are_what_is_lost(type_name: str) -> None:
+    """Up to the roundings of sums that have the damping in them, which is taken off. A dead input costs nothing."""
+    weight, hessian = problem()
+    hessian[5], hessian[:, 5] = 0.0, 0.0
+    data, losses = encode_and_weigh(weight, type_name, block_factor(hessian))
+    delta = (decode(data, type_name) - weight).double()
+    exact = ((delta @ hessian.double()) * delta).sum(1)
+    damping = DAMP_RATIO * hessian.diagonal().double().mean() * delta.square().sum(1)
+    assert bool(((losses - exact).abs() <= 512 * 2.0**-24 * (exact + damping)).all())
 
 
 @pytest.mark.parametrize("type_name", GRIDDED)

@@ -79,7 +79,7 @@ class GgufArtifactWriter:
     def _add(self, name: str, weight: Tensor, statistics: InputStatistics) -> TensorRecord:
         """Of a starved input the importance is not used, but by the types that cannot do without one."""
         if not statistics.starved:
-            return self.writer.add(name, weight, statistics.importance, statistics.output_error, statistics.factor)
+            return self.writer.add(name, weight, statistics=statistics)
         kinds = (self.writer.type_of(name) or "").split("+")
         equal = torch.ones_like(statistics.importance) if NEEDS_IMPORTANCE.intersection(kinds) else None
         record = self.writer.add(name, weight, equal)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hubquant.artifact import TensorRecord
+from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import family_of_model
 from hubquant.formats.gguf.families.family import Slot, matrices, whole_number
@@ -19,8 +20,7 @@ from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance, Value, general
 from hubquant.formats.gguf.mixtures import Chosen, Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
-from hubquant.quantize.compensation import Factor
-from hubquant.quantize.feedback import encode_with_feedback
+from hubquant.quantize.feedback import encode_and_weigh
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, decode, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
 
@@ -103,24 +103,30 @@ class GgufWriter:
         hf_name: str,
         weight: Tensor,
         importance: Tensor | None = None,
+        statistics: InputStatistics | None = None,
         measure: Callable[[Tensor, Tensor], float] | None = None,
-        factor: Factor | None = None,
     ) -> TensorRecord:
         """Encodes and writes one tensor that type_of knows.
 
-        `importance` [in]: mean squared input of each column, or [experts, in] for a stack of experts. `measure(weight,
-        stored)`, given the float32 tensors before and after, both in Hugging Face order, returns the record's output_error.
-        With the input's `factor` each column makes up for the errors of those before it, and the importance is the factor's.
+        `importance` [in]: mean squared input of each column, or [experts, in] for a stack of experts. With the input's
+        `statistics`, which give the importance too, each column makes up for the errors of those before it, and the record has an
+        output_error. `measure(weight, stored)`, given the float32 tensors before and after, both in Hugging Face order, returns
+        another one.
         """
         if tuple(weight.shape) != self._announced[hf_name]:
             raise BadModel(f"tensor {hf_name} has shape {tuple(weight.shape)}, announced was {self._announced[hf_name]}")
-        back = None if measure is None else torch.empty_like(weight, dtype=torch.float32)
-        for slot in self._slots[hf_name]:
+        slots, factor, loss = self._slots[hf_name], None, 0.0
+        if statistics is not None:
+            importance, measure, factor = statistics.importance, statistics.output_error, statistics.factor
+        fed = [factor is not None and slot.place.reads_input and slot.shape[-1] == len(factor.order) for slot in slots]
+        back = None if measure is None or all(fed) else torch.empty_like(weight, dtype=torch.float32)
+        for slot, with_feedback in zip(slots, fed, strict=True):
             kind = self._types[slot.gguf_name]
             values = slot.values(weight, self._parameters)
             try:
-                if factor is not None and slot.place.reads_input and values.shape[-1] == len(factor.order):
-                    data = encode_with_feedback(values.flatten(0, -2), kind, factor)
+                if factor is not None and with_feedback:
+                    data, losses = encode_and_weigh(values.flatten(0, -2), kind, factor)
+                    loss += float(losses.sum())
                 else:
                     data = _encoded(values, kind, importance if slot.place.reads_input else _equal(values, kind))
             except BadModel as error:
@@ -129,7 +135,11 @@ class GgufWriter:
             if back is not None:
                 slot.put_back(decode(data, kind).view(values.shape), back, self._parameters)
         self._missing.remove(hf_name)
-        output_error = None if measure is None or back is None else measure(weight.float(), back)
+        output_error = None
+        if measure is not None and back is not None:
+            output_error = measure(weight.float(), back)
+        elif statistics is not None:
+            output_error = statistics.relative(loss, weight)
         note = self._note(self._slots[hf_name])
         return TensorRecord(name=hf_name, type=self.type_of(hf_name) or "", output_error=output_error, note=note)
 

@@ -14,9 +14,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel, DiskFull
 from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance
+from hubquant.formats.gguf.reader import GgufSource
 from hubquant.formats.gguf.writer import GgufWriter
 from hubquant.recipe import Variant
 
@@ -107,6 +109,23 @@ def test_what_add_reports(opened: Callable[..., GgufWriter], demo_weights: dict[
     weight, stored = seen[0]
     torch.testing.assert_close(weight, demo_weights[name].bfloat16().float())
     assert (stored - weight).norm() < 0.01 * weight.norm()  # in the order of the checkpoint, not of the file
+
+
+@pytest.mark.parametrize("name", ["self_attn.q_proj", "mlp.down_proj"])
+def test_the_output_error_is_that_of_what_is_read_back(
+    name: str, opened: Callable[..., GgufWriter], demo_weights: dict[str, Tensor]
+) -> None:
+    """Also of rows that the file has in another order."""
+    name = f"model.layers.0.{name}.weight"
+    statistics = InputStatistics(demo_weights[name].shape[1])
+    statistics.add(torch.randn(2048, statistics.width, generator=torch.Generator().manual_seed(1)))
+    with opened("Q4_K_M") as writer:
+        records = {n: writer.add(n, w, statistics=statistics if n == name else None) for n, w in demo_weights.items()}
+        writer.finish()
+    stored = GgufSource(writer.path).tensor(name)
+    expected = statistics.output_error(demo_weights[name], stored)
+    assert expected > 0
+    assert records[name].output_error == pytest.approx(expected, rel=1e-4)  # float32 sums in another order
 
 
 def test_a_fallback_is_noted(random_model: Callable[[str], Path], provenance: Provenance, tmp_path: Path) -> None:
