@@ -12,8 +12,10 @@ static void load(const float *matrix, int64_t first, int64_t last, int64_t n, in
     }
 }
 
+// products and sums may be fused here, where no bytes of ggml's are at stake
 #ifdef __clang__
-#define CONTRACTED _Pragma("clang fp contract(fast)")
+#pragma clang fp contract(fast)
+#define CONTRACTED
 #else
 #define CONTRACTED __attribute__((optimize("fp-contract=fast")))
 #endif
