@@ -24,6 +24,7 @@ from hubquant.model.experts import Experts
 from hubquant.model.topology import Structure, structure
 from hubquant.parts import STATISTICS_BYTES
 from hubquant.quantize.compensation import strip_bytes
+from hubquant.quantize.feedback import has_blocks
 from hubquant.quantize.ggml import GGML_TYPES
 from hubquant.quantize.scales import SCALES, part_bytes
 from hubquant.recipe import BITS, Frozen, Recipe, Variant, variant
@@ -70,11 +71,11 @@ class Reading:
     @property
     def solving(self) -> int:
         """GPTQ: the folded weights and those stacked, with H folded, reordered, and its factor; or those, codes, the factor and
-        what is at work of some rows; then the decoded weights on their way."""
+        what is at work of some rows; then the words that codes are packed in, in the making."""
         factor = 2 * self.weights + 2 * self.sums
         rounding = 2 * self.weights + self.weights // FLOAT + self.sums + AT_WORK * min(self.weights, strip_bytes())
-        decoding = self.weights + self.weights // FLOAT + 5 * self.largest
-        return self.sums + max(factor, rounding, decoding)
+        packing = self.weights + self.weights // FLOAT + 4 * self.largest
+        return self.sums + max(factor, rounding, packing)
 
     @property
     def factor(self) -> int:
@@ -83,9 +84,10 @@ class Reading:
 
     @property
     def encoding(self) -> int:
-        """GGUF: the factor in the making beside H reordered; or the matrix, its bytes, and what is at work of some rows; then the
-        decoded matrix and its error."""
-        return max(2 * self.factor, 2 * self.largest + AT_WORK * min(self.largest, strip_bytes()), 4 * self.largest)
+        """GGUF: the factor in the making beside H reordered; or the matrix, its bytes, and what is at work of some rows; without
+        error feedback the decoded matrix and its error."""
+        decoding = 0 if has_blocks(self.width) else 4 * self.largest
+        return max(2 * self.factor, 2 * self.largest + AT_WORK * min(self.largest, strip_bytes()), decoding)
 
     def seconds(self, variants: Sequence[Variant], tokens: int, speed: Speed) -> float:
         """Of all that is done for these linears, in one pass over so many tokens."""
@@ -93,18 +95,18 @@ class Reading:
         formats = [v.format for v in variants]
         factor = 2 / 3 * self.width**3  # 1/3, at half the speed
         shared = ("gguf" in formats) + any(f != "gguf" for f in formats)  # all GGUF variants' factor; the one of AWQ's scales
-        products = 2.0 * tokens * (weights + self.width**2) + shared * factor
+        products = tokens * (2.0 * weights + self.width**2) + weights * self.width + shared * factor  # forward, sums, energies
         others = 0.0
-        # carrying errors to the columns after, the gradient from those, and the error at the output: each pair of columns is one
-        # product; following the codes that move in all sweeps takes as long
-        solving = 4 * weights * self.width
+        # carrying errors to the columns after, and the gradient from those: each pair of columns is one product; following the
+        # codes that move in all sweeps takes as long
+        solving = 3 * weights * self.width
         for v in variants:
             if v.format == "gguf":
                 products += solving * len(kinds(v))
                 others += weights * speed.encoding[v.name]
             else:
                 times = len(BITS) if v.by_sensitivity else 1
-                products += times * (solving + weights * self.width + factor)  # and the energy of what was folded
+                products += times * (solving + factor)
                 others += weights * (speed.searching + times * speed.fitting)
         return products / speed.products + others
 
