@@ -14,7 +14,7 @@ demo: $(VENV)/.installed   ## the whole line once, on a local Hub: no account, n
 	$(BIN)/hubquant demo
 
 test: $(VENV)/.installed   ## every test that needs no other tool, a file on each core
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder --durations 20
 
 # Triton reads its flag when a kernel is defined, so what is interpreted and what is compiled are processes of their own
 test-kernels: $(VENV)/.installed   ## the Triton kernels without a GPU: interpreted, with seeded bugs, and compiled ahead of time
