@@ -51,7 +51,7 @@ class Factor:
 
     def losses(self, error: Tensor, gradient: Tensor) -> Tensor:
         """diag(EHEᵀ) [out] of error E [out, in], whose gradient is E(H + diag(damp)): far fewer products than of E and H."""
-        return ((gradient - error * self.damp) * error * self.live).sum(1)
+        return (gradient * error) @ self.live.float() - error.square() @ self.damp  # which is zero of channels that are not live
 
 
 def _lower(H: Tensor, damp_ratio: float) -> tuple[Tensor, float, bool]:
