@@ -25,12 +25,12 @@ import pytest
 
 from hubquant.hub.local.server import LocalHub
 
-
-FIRST = ("test_needs.py", "test_resume.py")  # of a few tests that take minutes: begun last, one core would wait for the other
+# of a few tests that take minutes: begun last, one core would wait for the other
+FIRST = ("test_line.py", "test_needs.py", "test_resume.py", "test_worker.py", "test_workflow.py", "test_kill.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in FIRST)
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture
