@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 MAX_DAMP_RATIO = 1.0
-# What one thread has at work of a matrix: as much as stays in a processor's cache while the hessian passes by.
+# What one thread has at work of a matrix: as much as stays in a processor's cache while the hessian passes by. And not more than so
+# many rows in all: blocks of their columns then lie in the heap, where larger ones would be mapped anew each time (memory.py).
+# A pass over SmolLM2-135M, 17 variants, takes 5 % less with it.
 STRIP_BYTES = 8 << 20
+STRIP_ROWS = 768
 STRIP_ROWS_ON_GPU = 1 << 14
 # columns of which products are made at a time
 BLOCK = 512
@@ -122,5 +125,5 @@ def strips(matrix: Tensor) -> Iterator[slice]:
     processor's cache, and is never much."""
     rows = STRIP_ROWS_ON_GPU
     if matrix.device.type == "cpu":
-        rows = max(32, strip_bytes() // (4 * matrix.shape[1]) // 32 * 32)
+        rows = min(STRIP_ROWS, max(32, strip_bytes() // (4 * matrix.shape[1]) // 32 * 32))
     return (slice(start, start + rows) for start in range(0, len(matrix), rows))
