@@ -20,6 +20,7 @@ from hubquant.formats.gguf.imatrix import ImatrixInfo
 from hubquant.formats.gguf.metadata import Provenance, Value, general
 from hubquant.formats.gguf.mixtures import Chosen, Dimensions, mixture, tensor_types
 from hubquant.formats.gguf.tokenizer import tokenizer_values
+from hubquant.quantize.compensation import Factor
 from hubquant.quantize.feedback import encode_and_weigh
 from hubquant.quantize.ggml import GGML_TYPES, NEEDS_IMPORTANCE, decode, encode
 from hubquant.recipe import MAX_FILE_BYTES, Variant
@@ -110,21 +111,21 @@ class GgufWriter:
 
         `importance` [in]: mean squared input of each column, or [experts, in] for a stack of experts. With the input's
         `statistics`, which give the importance too, each column makes up for the errors of those before it, and the record has an
-        output_error. `measure(weight, stored)`, given the float32 tensors before and after, both in Hugging Face order, returns
-        another one.
+        output_error. Without them `measure(weight, stored)`, given the float32 tensors before and after, both in Hugging Face
+        order, returns it.
         """
         if tuple(weight.shape) != self._announced[hf_name]:
             raise BadModel(f"tensor {hf_name} has shape {tuple(weight.shape)}, announced was {self._announced[hf_name]}")
-        slots, factor, loss = self._slots[hf_name], None, 0.0
+        slots, loss = self._slots[hf_name], 0.0
         if statistics is not None:
-            importance, measure, factor = statistics.importance, statistics.output_error, statistics.factor
-        fed = [factor is not None and slot.place.reads_input and slot.shape[-1] == len(factor.order) for slot in slots]
-        back = None if measure is None or all(fed) else torch.empty_like(weight, dtype=torch.float32)
-        for slot, with_feedback in zip(slots, fed, strict=True):
+            importance, measure = statistics.importance, statistics.output_error
+        factors = [_factor(statistics, slot) for slot in slots]
+        back = None if measure is None or all(factors) else torch.empty_like(weight, dtype=torch.float32)
+        for slot, factor in zip(slots, factors, strict=True):
             kind = self._types[slot.gguf_name]
             values = slot.values(weight, self._parameters)
             try:
-                if factor is not None and with_feedback:
+                if factor is not None:
                     data, losses = encode_and_weigh(values.flatten(0, -2), kind, factor)
                     loss += float(losses.sum())
                 else:
@@ -197,6 +198,13 @@ class GgufWriter:
 def _equal(values: Tensor, kind: str) -> Tensor | None:
     """The importance of columns of which nothing is known."""
     return values.new_ones(values.shape[-1]) if kind in NEEDS_IMPORTANCE else None
+
+
+def _factor(statistics: InputStatistics | None, slot: Slot) -> Factor | None:
+    """For error feedback in the rows of a slot; None where these are not what reads the input, or nothing is known of it."""
+    if statistics is None or not slot.place.reads_input or slot.shape[-1] != statistics.width:
+        return None
+    return statistics.factor
 
 
 def _encoded(values: Tensor, kind: str, importance: Tensor | None) -> Tensor:
