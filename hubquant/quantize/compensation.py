@@ -116,7 +116,7 @@ class Compensation:
 
 
 def strip_bytes() -> int:
-    """What is at work of a matrix on a CPU."""
+    """The most that is at work of a matrix on a CPU."""
     return torch.get_num_threads() * STRIP_BYTES
 
 
