@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from hubquant_kernels.ggml_dequantize import ggml_dequantize
 from hubquant_kernels.ggml_quantize import ggml_quantize
+from hubquant_kernels.ggml_range import OutOfRange, check_values, largest_magnitude
 from hubquant_kernels.ggml_types import GGML_TYPES as KERNEL_TYPES
 from hubquant_kernels.ggml_types import GgmlType
 from torch import Tensor
@@ -27,10 +28,6 @@ _FALLBACK = {
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
 }
-
-# the scale of a block is a float16, but for these
-_LARGEST = 65504.0
-_WIDE = ("F32", "BF16", "MXFP4")
 
 
 def ggml_type(type_name: str) -> GgmlType:
@@ -70,27 +67,18 @@ def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mod
     if weight.ndim != 2 or not weight.is_floating_point():
         raise BadModel(f"{type_name} needs a float matrix, not {weight.dtype} of shape {tuple(weight.shape)}")
     row_bytes(type_name, weight.shape[1])
-    _check_values(weight, type_name)
     if importance is not None:
         importance = _checked_importance(importance, weight)
     elif type_name in NEEDS_IMPORTANCE:
         raise BadModel(f"{type_name} is written with an importance matrix only; calibrate, or take a mixture of more bits")
-    if type_name in IQ_TYPES:
-        return iquant.encode(weight, IQ_TYPES[type_name], importance)
-    data: Tensor = ggml_quantize(weight, importance, type_name, mode)
+    try:
+        if type_name in IQ_TYPES:
+            check_values(weight, type_name, largest_magnitude(weight))
+            return iquant.encode(weight, IQ_TYPES[type_name], importance)
+        data: Tensor = ggml_quantize(weight, importance, type_name, mode)
+    except OutOfRange as error:
+        raise BadModel(str(error)) from None
     return data
-
-
-def _check_values(weight: Tensor, type_name: str) -> None:
-    low, high = (t.item() for t in torch.aminmax(weight)) if weight.numel() else (0.0, 0.0)
-    largest = max(-low, high)
-    if largest != largest or largest == float("inf"):
-        bad = int((~weight.isfinite()).sum())
-        raise BadModel(f"{bad} of {weight.numel()} weights are NaN or infinite; the tensor cannot be stored as {type_name}")
-    if largest > _LARGEST and type_name not in _WIDE:
-        raise BadModel(
-            f"a weight of magnitude {largest:g} does not fit {type_name}, whose scales are float16; keep the tensor in BF16 or F32"
-        )
 
 
 def _checked_importance(importance: Tensor, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hubquant_kernels import native
 from hubquant_kernels.ggml_quantize import ggml_quantize
+from hubquant_kernels.ggml_range import LARGEST, WIDE, OutOfRange
 from hubquant_kernels.ggml_types import GGML_TYPES
 from torch import Tensor
 
@@ -56,6 +57,37 @@ def test_nothing_is_written_beyond_the_blocks(name: str, mode: str) -> None:
     encode(x, 0, 1, None, None, mode == "best", out[1:-1])
     assert out[0].unique().tolist() == out[-1].unique().tolist() == [77]
     assert torch.equal(out[1:-1], ggml_quantize(x, None, name, mode))
+
+
+@pytest.mark.parametrize("native_code", ["0", "1"])
+@pytest.mark.parametrize("mode", ["reference", "best"])
+@pytest.mark.parametrize("name", GGML_TYPES)
+def test_values_that_cannot_be_stored_are_seen_wherever_they_are(
+    name: str, mode: str, native_code: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first and the last block and in one of every lane's; the largest that is stored is not one of them."""
+    monkeypatch.setenv("HUBQUANT_NATIVE", native_code)
+    clean = torch.randn(37, 256, generator=torch.Generator().manual_seed(1))
+    clean[3, 5], clean[36, 255] = LARGEST, -LARGEST
+    ggml_quantize(clean, None, name, mode)
+    for row, column in ((0, 0), (36, 255), (5, 17), (14, 130), (23, 63)):
+        for value in (float("nan"), float("inf"), -float("inf"), *(() if name in WIDE else (1e5, -1e5))):
+            bad = clean.clone()
+            bad[row, column] = value
+            why = "magnitude 100000 does not fit" if abs(value) == 1e5 else "1 of 9472 weights are NaN or infinite"
+            with pytest.raises(OutOfRange, match=why):
+                ggml_quantize(bad, None, name, mode)
+
+
+@needs_compiler
+@pytest.mark.parametrize("mode", ["reference", "best"])
+@pytest.mark.parametrize("name", native.KINDS)
+def test_the_largest_magnitude_is_told(name: str, mode: str) -> None:
+    kind = GGML_TYPES[name]
+    encode, x = native.encoder(name), torch.randn(21, kind.block_size)
+    assert encode is not None
+    out = torch.empty(21, kind.type_size, dtype=torch.uint8)
+    assert encode(x, 0, 1, None, None, mode == "best", out) == float(x.abs().max())
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from . import kquant, kquant_symmetric, legacy, mxfp4, native, ternary
 from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
 from .ggml_columns import Blocks
+from .ggml_range import check_values, largest_magnitude
 from .ggml_search import ColumnSum
 from .ggml_types import GGML_TYPES
 
@@ -90,7 +91,7 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
 
     `mode` "reference" gives what ggml gives; "best" lowers Σ importance·error² further within the same bytes. On a CPU machine
     code does so where there is a compiler (native.py). On a GPU "best" gives other bytes with about the same error
-    (gpu/ggml_quantize.py).
+    (gpu/ggml_quantize.py). Raises OutOfRange on NaN, infinite or too large weights.
     """
     kind, encoder = GGML_TYPES[type_name], ENCODERS[type_name]
     blocks = weight.detach().reshape(-1, kind.block_size)
@@ -107,8 +108,10 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
     def encode(start: int) -> None:
         x = blocks[start : start + step].float()
         if code is not None:
-            code(x, start, per_row, importance, row_square, mode == "best", out[start : start + step])
+            largest = code(x, start, per_row, importance, row_square, mode == "best", out[start : start + step])
+            check_values(weight, type_name, largest)
             return
+        check_values(weight, type_name, largest_magnitude(x))
         place = torch.arange(start, start + len(x), device=x.device)
         part_importance = None if importance_blocks is None else importance_blocks[place % len(importance_blocks)]
         part_square = None if row_square is None else row_square[place // per_row]

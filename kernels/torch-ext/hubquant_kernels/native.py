@@ -68,6 +68,7 @@ class _Task(ctypes.Structure):
         ("stride", ctypes.c_int64),
         ("trials", _Trials),
         ("best", ctypes.c_int32),
+        ("largest", ctypes.c_float),
     )
 
 
@@ -82,9 +83,10 @@ class Encoder:
 
     def __call__(
         self, x: Tensor, first: int, per_row: int, importance: Tensor | None, row_square: Tensor | None, best: bool, out: Tensor
-    ) -> None:
+    ) -> float:
         """Writes the bytes of blocks x, float32 [n, size], the first of which is number `first` of a matrix with `per_row` in
-        each row, into out, uint8 [n, bytes]. importance, float32 [in] or [out, in], and row_square [out] are the matrix's."""
+        each row, into out, uint8 [n, bytes]. importance, float32 [in] or [out, in], and row_square [out] are the matrix's.
+        Returns the largest magnitude of x, NaN if it contains one."""
         x = x.contiguous()
         if importance is not None:
             importance = importance.contiguous()
@@ -101,6 +103,7 @@ class Encoder:
             best,
         )
         self._encode(ctypes.byref(task))
+        return float(task.largest)
 
 
 def _array(numbers: Sequence[float]) -> "ctypes.Array[ctypes.c_float]":

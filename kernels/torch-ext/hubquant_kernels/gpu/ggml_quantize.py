@@ -15,6 +15,7 @@ from .. import kquant_symmetric as symmetric_kinds
 from .. import legacy as block_kinds
 from ..ggml_best_symmetric import SymmetricKind
 from ..ggml_quantize import ggml_quantize as operator
+from ..ggml_range import check_values, largest_magnitude
 from ..ggml_types import GGML_TYPES
 from . import kquant, legacy
 from .compilation import TARGETS, Compilation
@@ -90,6 +91,7 @@ def ggml_quantize(weight: Tensor, importance: Tensor | None, type_name: str, mod
     if rest or (importance is not None and importance.shape != weight.shape[1:]):
         given = "" if importance is None else f" with importance {tuple(importance.shape)}"
         raise ValueError(f"{type_name} takes rows of whole blocks of {kind.block_size}, not {tuple(weight.shape)}{given}")
+    check_values(weight, type_name, largest_magnitude(weight))
     n_blocks, size = len(weight) * blocks_per_row, constants.get("SIZE", kind.block_size)
     data = torch.empty(len(weight), blocks_per_row * kind.type_size, dtype=torch.uint8, device=weight.device)
     if n_blocks:

@@ -14,28 +14,39 @@ struct Task {
     int64_t per_row, stride;
     Trials trials;
     int32_t best;
+    float largest;  // which is found: the largest magnitude of the weights; no number if one of them is none
 };
+
+inline float largest_of(I magnitudes) {
+    int32_t of[LANES], largest = 0;
+    memcpy(of, &magnitudes, sizeof of);
+    for (int32_t each : of) largest = each > largest ? each : largest;
+    float found;
+    memcpy(&found, &largest, sizeof found);
+    return found;
+}
 
 // whether it is a type that goes block by block, and then does so
 template <class T, class = void>
 struct ByBlock {
-    static bool encode(const Task *) { return false; }
+    static bool encode(Task *) { return false; }
 };
 template <class T>
 struct ByBlock<T, std::void_t<typename T::Plain>> {
-    static bool encode(const Task *task) {
+    static bool encode(Task *task) {
         if (task->importance || task->best) return false;
-        encode_blocks<typename T::Plain, T::BYTES>(task->x, task->n_blocks, task->out);
+        task->largest = largest_of(encode_blocks<typename T::Plain, T::BYTES>(task->x, task->n_blocks, task->out));
         return true;
     }
 };
 
-extern "C" void hubquant_encode(const Task *task) {
+extern "C" void hubquant_encode(Task *task) {
     constexpr int SIZE = TYPE::SIZE, BYTES = TYPE::BYTES;
     if (ByBlock<TYPE>::encode(task)) return;
     Blocks<SIZE> blocks;
     blocks.weighted = task->importance != nullptr, blocks.best = task->best, blocks.trials = task->trials;
     Row rows[BYTES + LANES] = {};
+    I largest{};
     for (int64_t start = 0; start < task->n_blocks; start += LANES) {
         const float *x[LANES], *importance[LANES];
         float square[LANES] = {};
@@ -51,9 +62,11 @@ extern "C" void hubquant_encode(const Task *task) {
             }
         }
         load<SIZE>(x, blocks.x);
+        for (int i = 0; i < SIZE; i++) largest = greater(largest, magnitude_bits(blocks.x[i]));
         if (blocks.weighted) load<SIZE>(importance, blocks.importance);
         memcpy(&blocks.row_square, square, sizeof square);
         TYPE::encode(blocks, rows);
         store<BYTES>(rows, out);
     }
+    task->largest = largest_of(largest);
 }

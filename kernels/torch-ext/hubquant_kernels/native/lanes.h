@@ -36,6 +36,18 @@ inline Floats greater(Floats x, Floats y) { return x > y ? x : y; }
 inline Floats less(Floats x, Floats y) { return x < y ? x : y; }
 #endif
 
+// nor these, of numbers with and without a sign
+#if defined(__AVX512F__)
+inline Ints greater(Ints x, Ints y) { return (Ints)_mm512_max_epi32((__m512i)x, (__m512i)y); }
+inline Ints greater_unsigned(Ints x, Ints y) { return (Ints)_mm512_max_epu32((__m512i)x, (__m512i)y); }
+#elif defined(__AVX2__)
+inline Ints greater(Ints x, Ints y) { return (Ints)_mm256_max_epi32((__m256i)x, (__m256i)y); }
+inline Ints greater_unsigned(Ints x, Ints y) { return (Ints)_mm256_max_epu32((__m256i)x, (__m256i)y); }
+#else
+inline Ints greater(Ints x, Ints y) { return x > y ? x : y; }
+inline Ints greater_unsigned(Ints x, Ints y) { return (x ^ INT32_MIN) > (y ^ INT32_MIN) ? x : y; }
+#endif
+
 struct I {  // whole numbers, or a mask: all bits of a lane or none
     Ints a, b;
 };
@@ -63,16 +75,22 @@ inline I operator+(I x, I y) { return {x.a + y.a, x.b + y.b}; }
 inline I operator&(I x, int32_t y) { return {x.a & y, x.b & y}; }
 inline I operator+(I x, int32_t y) { return {x.a + y, x.b + y}; }
 inline I operator-(I x, int32_t y) { return {x.a - y, x.b - y}; }
+inline I operator>(I x, I y) { return {x.a > y.a, x.b > y.b}; }
+inline I operator==(I x, I y) { return {x.a == y.a, x.b == y.b}; }
+inline I operator!=(I x, I y) { return {x.a != y.a, x.b != y.b}; }
 inline I operator>>(I x, int n) { return {x.a >> n, x.b >> n}; }
 
 inline F select(I mask, F x, F y) { return {mask.a ? x.a : y.a, mask.b ? x.b : y.b}; }
 inline I select(I mask, I x, I y) { return {mask.a ? x.a : y.a, mask.b ? x.b : y.b}; }
 inline F greater(F x, F y) { return {greater(x.a, y.a), greater(x.b, y.b)}; }
 inline F less(F x, F y) { return {less(x.a, y.a), less(x.b, y.b)}; }
+inline I greater(I x, I y) { return {greater(x.a, y.a), greater(x.b, y.b)}; }
+inline I greater_unsigned(I x, I y) { return {greater_unsigned(x.a, y.a), greater_unsigned(x.b, y.b)}; }
 inline F clamp(F x, float low, float high) { return less(greater(x, low), high); }
 inline I bits(F x) { return {(Ints)x.a, (Ints)x.b}; }
 inline F floats(I x) { return {(Floats)x.a, (Floats)x.b}; }
-inline F magnitude(F x) { return floats(bits(x) & 0x7fffffff); }
+inline I magnitude_bits(F x) { return bits(x) & 0x7fffffff; }  // which are in the order of magnitudes, what is no number last
+inline F magnitude(F x) { return floats(magnitude_bits(x)); }
 
 // to whole numbers, halves to even, for magnitudes below 2²²
 inline F rounded(F x) { return (x + 12582912.0f) - 12582912.0f; }

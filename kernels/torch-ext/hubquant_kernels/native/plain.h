@@ -32,9 +32,11 @@ inline void put(Row codes, uint8_t *out) { *reinterpret_cast<RowAnywhere *>(out)
 
 typedef uint8_t Sixteen __attribute__((vector_size(16)));
 
+// `step`: the scale of each block, from its largest magnitude, which is also given: NaN where the block contains one
 struct Q8_0Block {
-    static F step(const float *x) {
-        return of_each(x, [](F a, F b) { return greater(magnitude(a), magnitude(b)); }) / 127.0f;
+    static F step(const float *x, I &largest) {
+        largest = bits(of_each(x, [](F a, F b) { return floats(greater(magnitude_bits(a), magnitude_bits(b))); }));
+        return floats(largest) / 127.0f;
     }
     static void codes(const float *x, float iscale, uint8_t *out) {
         for (int part = 0; part < PARTS; part++) put(row(round_away(part_of(x, part) * iscale)), out + part * LANES);
@@ -42,10 +44,15 @@ struct Q8_0Block {
 };
 
 struct Q4_0Block {
-    static F step(const float *x) {
-        F low = of_each(x, [](F a, F b) { return less(a, b); }), high = of_each(x, [](F a, F b) { return greater(a, b); });
-        F peak = select(high > -low, high, low);
-        if (any(high == -low)) {  // the first of them
+    // As whole numbers with a sign, the positive float of largest magnitude comes last (where there is none, the negative one);
+    // without a sign, the negative one
+    static F step(const float *x, I &largest) {
+        I plus = bits(of_each(x, [](F a, F b) { return floats(greater(bits(a), bits(b))); }));
+        I minus = bits(of_each(x, [](F a, F b) { return floats(greater_unsigned(bits(a), bits(b))); }));
+        I above = plus & INT32_MAX, below = minus & INT32_MAX;
+        largest = greater(above, below);
+        F peak = floats(select(above > below, plus, minus));
+        if (any((above == below) & (plus != minus))) {  // the first of them
             float of[LANES];
             memcpy(of, &peak, sizeof of);
             for (int j = 0; j < LANES; j++)
@@ -66,13 +73,17 @@ struct Q4_0Block {
     }
 };
 
+// returns the largest magnitude of all
 template <class Block, int BYTES>
-inline void encode_blocks(const float *x, int64_t n_blocks, uint8_t *out) {
+inline I encode_blocks(const float *x, int64_t n_blocks, uint8_t *out) {
     float last[LANES * 32] = {}, iscales[LANES];
+    I largest{};
     for (int64_t start = 0; start < n_blocks; start += LANES, x += LANES * 32) {
         int n = int(n_blocks - start < LANES ? n_blocks - start : LANES);
         if (n < LANES) x = static_cast<const float *>(memcpy(last, x, n * 32 * sizeof *x));
-        F d = Block::step(x), iscale = inverse(d);
+        I here;
+        F d = Block::step(x, here), iscale = inverse(d);
+        largest = greater(largest, here);
         memcpy(iscales, &iscale, sizeof iscales);
         Half half = d;
         for (int j = 0; j < n; j++, out += BYTES) {
@@ -80,4 +91,5 @@ inline void encode_blocks(const float *x, int64_t n_blocks, uint8_t *out) {
             Block::codes(x + j * 32, iscales[j], out + 2);
         }
     }
+    return largest;
 }
