@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from hubquant import cli, kernelbench
 from hubquant.errors import HubquantError, UsageError
 
-KERNELS = {"copy", "product", "accumulate_hessian", "gptq_group", "awq_losses", "divergence", "divergence_of_heads"}
+KERNELS = {"copy", "product", "accumulate_hessian", "gptq_group", "descend", "awq_losses", "divergence", "divergence_of_heads"}
 
 
 def test_without_a_gpu_it_says_so_in_one_sentence(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 from hubquant_kernels import layers
 from hubquant_kernels.awq_search import awq_losses, rounding_error
+from hubquant_kernels.descend import descend
 from hubquant_kernels.dispatch import launcher, usable
 from hubquant_kernels.divergence import divergence, divergence_of_heads
 from hubquant_kernels.ggml_dequantize import ggml_dequantize
 from hubquant_kernels.ggml_matmul import ggml_matmul, ggml_matmul_experts
 from hubquant_kernels.ggml_quantize import ggml_quantize
-from hubquant_kernels.gptq_block import gptq_block, gptq_group
+from hubquant_kernels.gptq_block import gptq_block, gptq_codebook_block, gptq_group
 from hubquant_kernels.grid import fit_group, round_to_grid
 from hubquant_kernels.hessian import accumulate_hessian
 from hubquant_kernels.int4_matmul import dequantize_awq, dequantize_gptq, matmul_awq, matmul_gptq
@@ -96,6 +97,35 @@ def test_gptq_block(batch: int, out: int, n: int) -> None:
     same = (codes.cpu() == expected).all(dim=-1)
     assert bool(same.any())
     assert torch.allclose(errors.cpu()[same], their_errors[same], rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
+
+
+def test_gptq_codebook_block() -> None:
+    weight, factor, _ = problem(1, 4096, 32)
+    scale = weight[0].abs().amax(-1, keepdim=True) / 127
+    codes, errors = gptq_codebook_block(*cuda(weight[0], factor[0], scale))
+    expected, their_errors = gptq_codebook_block(weight[0], factor[0], scale)
+    assert float((codes.cpu() == expected).float().mean()) >= 0.995
+    same = (codes.cpu() == expected).all(dim=-1)
+    assert torch.allclose(errors.cpu()[same], their_errors[same], rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
+
+
+@pytest.mark.parametrize(("out", "width", "groups"), [(4096, 1024, 8), (65, 320, 1)])
+def test_descend(out: int, width: int, groups: int) -> None:
+    """As good as the CPU's, and the gradient is that of the errors then."""
+    x = normal(3 * width, width, seed=1)
+    hessian, damp, step = x.T @ x / width, torch.full((width,), 0.01), 0.5 + normal(out, groups, seed=2).abs()
+    codes, errors = (8 + 4 * normal(out, width, seed=3)).round().clamp(0, 15), normal(out, width, seed=4)
+    gradient = errors @ (hessian + torch.diag(damp))
+    ours, theirs = (codes.cuda(), gradient.cuda()), (codes.clone(), gradient.clone())
+    descend(*ours, *cuda(hessian, damp, step), 15, 3)
+    descend(*theirs, hessian, damp, step, 15, 3)
+    steps = step.repeat_interleave(width // groups, 1)
+    left, their_left = (errors.double() - ((found.cpu() - codes) * steps).double() for found in (ours[0], theirs[0]))
+    damped = (hessian + torch.diag(damp)).double()
+    loss, their_loss = (float((e @ damped * e).sum()) for e in (left, their_left))
+    assert abs(loss / their_loss - 1) < 2 * HALF
+    size = (errors.abs().double() + 3 * 15 * step.max()) @ damped.abs()
+    assert bool(((left @ damped - ours[1].cpu()).abs() <= 4 * width * UNIT * size).all())
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

@@ -130,9 +130,33 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "gpu/gptq_block.py",
-        "error = tl.div_rn(now - (code - origin) * step,",
+        "error = tl.div_rn(now - level * step,",
         "error = tl.div_rn(now - code * step,",
         "test_gptq_block.py::test_every_code_is_the_nearest_to_what_compensation_left[16-16]",
+    ),
+    Mutation(
+        "gpu/ggml_codebook.py",
+        "value += tl.where(above, GAPS[i] * 1.0, 0.0)",
+        "value += tl.where(above, GAPS[14 - i] * 1.0, 0.0)",
+        "test_gptq_block.py::test_codes_of_the_codebook_are_the_definitions[17]",
+    ),
+    Mutation(
+        "gpu/descend.py",
+        "gain = tl.where(pivot > 0, tl",
+        "gain = tl.where(pivot >= 0, tl",
+        "test_descend.py::test_a_column_without_a_diagonal_keeps_its_codes",
+    ),
+    Mutation(
+        "gpu/descend.py",
+        "g -= ((new - old) * by)[:, None]",
+        "g -= (new - old)[:, None]",
+        "test_descend.py::test_codes_are_the_definitions[17-33]",
+    ),
+    Mutation(
+        "gpu/descend.py",
+        "mask=columns < n, other=0.0)",
+        "mask=(columns > i) & (columns < n - 1), other=0.0)",
+        "test_descend.py::test_codes_are_the_definitions[17-33]",
     ),
     Mutation(
         "gpu/ggml_layout.py",

@@ -8,6 +8,7 @@ from types import ModuleType
 
 __all__ = [
     "awq_search",
+    "descend",
     "divergence",
     "ggml_dequantize",
     "ggml_matmul",

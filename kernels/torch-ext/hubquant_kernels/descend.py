@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 
 from . import native_columns
+from ._ops import add_op_namespace_prefix
+from .dispatch import on_gpu
+from .grid import on_chip
 
 # columns of which codes are chosen before the gradient of all others follows
 BLOCK = 128
@@ -14,7 +17,7 @@ def descend(codes: Tensor, gradient: Tensor, hessian: Tensor, damp: Tensor, step
 
     gradient [out, in] float32: the errors of the weights times hessian [in, in] + diag(damp [in]); it follows. Where the sum's
     diagonal is zero the codes stay. step [out, n_groups], not zero: by how much a weight moves with its code. On a CPU the time
-    goes by how many codes move.
+    goes by how many codes move; on a GPU a block of columns is one launch and one product.
     """
     if native_columns.descend(codes, gradient, hessian, damp, step, top, sweeps):
         return
@@ -23,15 +26,17 @@ def descend(codes: Tensor, gradient: Tensor, hessian: Tensor, damp: Tensor, step
         for columns in torch.arange(codes.shape[1], device=codes.device).split(BLOCK):
             here = slice(int(columns[0]), int(columns[-1]) + 1)
             steps = step[:, columns // group_size]
-            found = _chosen(codes[:, here], gradient[:, here], hessian[here, here] + torch.diag(damp[here]), steps, top)
+            found = descend_block(codes[:, here], gradient[:, here], hessian[here, here] + torch.diag(damp[here]), steps, top)
             moved = (found - codes[:, here]) * steps
             codes[:, here] = found
             gradient.addmm_(moved, hessian[here], alpha=-1)
             gradient[:, here].sub_(moved * damp[here])
 
 
-def _chosen(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int) -> Tensor:
-    """New codes [out, n] from the gradient [out, n] of these columns under hessian [n, n]."""
+@torch.library.custom_op(add_op_namespace_prefix("descend_block"), mutates_args=())
+def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int) -> Tensor:
+    """New codes [out, n] float32 for these, chosen one column after the other from their gradient [out, n] under hessian [n, n],
+    which is damped. step [out, n]: by how much a weight moves with its code."""
     rest, G, steps = (t.T.clone(memory_format=torch.contiguous_format) for t in (codes, gradient, step))
     diagonal = hessian.diagonal()
     gain = torch.where(diagonal > 0, 1 / diagonal, 0)
@@ -39,4 +44,12 @@ def _chosen(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top:
         new = (old + G[i] * gain[i] / steps[i]).round_().clamp_(0, top)
         G.addr_(hessian[i], (new - old) * steps[i], alpha=-1)
         old.copy_(new)
-    return rest.T
+    return rest.T.contiguous()
+
+
+@descend_block.register_fake
+def _(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int) -> Tensor:
+    return codes.new_empty(codes.shape)
+
+
+on_gpu(descend_block, "descend", accepts=on_chip)

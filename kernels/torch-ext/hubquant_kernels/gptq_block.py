@@ -50,6 +50,7 @@ def _(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int
     return weight.new_empty(weight.shape, dtype=torch.uint8), weight.new_empty(weight.shape)
 
 
+@torch.library.custom_op(add_op_namespace_prefix("gptq_codebook_block"), mutates_args=())
 def gptq_codebook_block(weight: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """`gptq_block` of weight [out, n] where a code is a place in IQ4's codebook, whose values the scale [out, 1] multiplies."""
     if (fast := native_columns.gptq_block(weight, factor, scale, None, len(VALUES), VALUES)) is not None:
@@ -61,6 +62,11 @@ def gptq_codebook_block(weight: Tensor, factor: Tensor, scale: Tensor) -> tuple[
         errors[i] = (w - values[codes[i].long()] * step) / factor[i, i]
         rest[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
     return codes.T.contiguous(), errors.T.contiguous()
+
+
+@gptq_codebook_block.register_fake
+def _(weight: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(weight.shape, dtype=torch.uint8), weight.new_empty(weight.shape)
 
 
 @torch.library.custom_op(add_op_namespace_prefix("gptq_group"), mutates_args=())
@@ -117,3 +123,4 @@ def _(
 
 
 on_gpu(gptq_block, "gptq_block", accepts=lambda weight, factor, scale, *rest: on_chip(weight) and scale.shape[-1] == 1)
+on_gpu(gptq_codebook_block, "gptq_block", accepts=on_chip)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from hubquant_kernels import dispatch
 from hubquant_kernels.awq_search import awq_losses, quadratic_form
+from hubquant_kernels.descend import descend_block
 from hubquant_kernels.divergence import divergence, divergence_of_heads
-from hubquant_kernels.gptq_block import gptq_block
+from hubquant_kernels.gptq_block import gptq_block, gptq_codebook_block
 from hubquant_kernels.grid import fit_group
 from hubquant_kernels.hessian import accumulate_hessian
 from torch import Tensor
@@ -25,6 +26,8 @@ ARGUMENTS: dict[Any, tuple[Any, ...]] = {
     accumulate_hessian: (EYE, weight()),
     fit_group: (weight(), torch.ones(N), 4, True),
     gptq_block: (weight(), EYE, torch.ones(3, 1), torch.full((3, 1), 8.0), 15),
+    gptq_codebook_block: (weight(), EYE, torch.full((3, 1), 0.01)),
+    descend_block: (torch.full((3, N), 8.0), weight(), EYE, torch.ones(3, N), 15),
     quadratic_form: (weight(), EYE),
     awq_losses: (weight(), EYE, torch.ones(2, N), 4, 8, True),
     divergence: (weight(), 2 * weight(), torch.tensor([0, 5, 15])),

@@ -76,3 +76,15 @@ def test_constant_weights_of_any_size_give_codes_in_range(value: float) -> None:
     expected, their_errors = definition.gptq_block(torch.full((4, 16), value), factor, scale, zero, MAX_CODE)
     assert torch.equal(codes, expected)
     assert torch.allclose(errors, their_errors, rtol=1e-5)
+
+
+@pytest.mark.parametrize("out", [1, 17])
+def test_codes_of_the_codebook_are_the_definitions(out: int) -> None:
+    weight, factor, scale, _ = problem(out, n=32, seed=out)
+    scale /= 16
+    codes, errors = kernel.gptq_codebook_block(weight, factor, scale)
+    expected, their_errors = definition.gptq_codebook_block(weight, factor, scale)
+    assert set(codes.flatten().tolist()) <= set(range(16))
+    same = (codes == expected).all(dim=1)
+    assert int(same.sum()) >= out - 1
+    assert torch.allclose(errors[same], their_errors[same], rtol=1e-4, atol=1e-5 * float(errors.abs().max()))

@@ -14,6 +14,8 @@ from ..ggml_codebook import VALUES
 from .ggml_columns import clip, rint
 
 MIDDLES = tl.constexpr(tuple((a + b) / 2 for a, b in itertools.pairwise(VALUES)))
+GAPS = tl.constexpr(tuple(b - a for a, b in itertools.pairwise(VALUES)))
+FIRST = tl.constexpr(float(VALUES[0]))
 # coefficients, constant first: of x/128, and of (place − 8)/8
 PLACE = tl.constexpr((-0.121564, 10.9174, 0.0319647, -5.75363, -0.185659, 2.81289))
 VALUE = tl.constexpr((1.37097, 92.447, -0.448815, 37.0258, 5.92419, 4.74452))
@@ -40,3 +42,14 @@ def nearest_places(x):
     for i in tl.static_range(15):
         place += tl.where(x >= MIDDLES[i], 1.0, 0.0)
     return place.to(tl.int32)
+
+
+@triton.jit
+def nearest(x):
+    """The place of `nearest_places`, and the value there, as float32."""
+    place, value = tl.zeros(x.shape, tl.float32), tl.zeros(x.shape, tl.float32) + FIRST
+    for i in tl.static_range(15):
+        above = x >= MIDDLES[i]
+        place += tl.where(above, 1.0, 0.0)
+        value += tl.where(above, GAPS[i] * 1.0, 0.0)
+    return place, value

@@ -10,11 +10,22 @@ import triton.language as tl
 from torch import Tensor
 
 from .compilation import Compilation
+from .ggml_codebook import nearest
 from .grid import NUM_STAGES, NUM_WARPS, ROWS, to_codes
 
 
 def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
     """Codes and errors of weight [..., out, n] with scale and zero [..., out, 1]; factor [..., n, n]."""
+    return _launch(weight, factor, scale, zero.contiguous(), max_code)
+
+
+def gptq_codebook_block(weight: Tensor, factor: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes, which are places in IQ4's codebook, and errors of weight [out, n] with scale [out, 1]; factor [n, n]."""
+    return _launch(weight, factor, scale, scale, max_code=0)
+
+
+def _launch(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
+    """max_code 0: codes are places in the codebook, and no zero is read."""
     weight = weight.contiguous()
     codes, errors = torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
     out, n = weight.shape[-2:]
@@ -23,7 +34,7 @@ def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_
         weight,
         factor.contiguous(),
         scale.contiguous(),
-        zero.contiguous(),
+        zero,
         codes,
         errors,
         out,
@@ -46,28 +57,38 @@ def _block(weight, factor, scale, zero, codes, errors, out, n, ROWS: tl.constexp
     lines = matrix * out + rows
     w = tl.load(weight + lines[:, None] * n + columns[None, :], mask=(rows[:, None] < out) & (columns[None, :] < n), other=0.0)
     step = tl.load(scale + lines, mask=rows < out, other=1.0)
-    origin = tl.load(zero + lines, mask=rows < out, other=0.0)
+    if MAX_CODE:
+        origin = tl.load(zero + lines, mask=rows < out, other=0.0)
     for i in range(n):
         line = factor + (matrix * n + i) * n
         pivot, after = tl.load(line + i), tl.load(line + columns, mask=(columns > i) & (columns < n), other=0.0)
         now = tl.sum(tl.where(columns[None, :] == i, w, 0.0), 1)
-        code = to_codes(tl.div_rn(now, step), origin, MAX_CODE)
-        error = tl.div_rn(now - (code - origin) * step, tl.zeros_like(now) + pivot)
+        if MAX_CODE:
+            code = to_codes(tl.div_rn(now, step), origin, MAX_CODE)
+            level = code - origin
+        else:
+            code, level = nearest(tl.div_rn(now, step))
+        error = tl.div_rn(now - level * step, tl.zeros_like(now) + pivot)
         tl.store(codes + lines * n + i, code.to(tl.uint8), mask=rows < out)
         tl.store(errors + lines * n + i, error, mask=rows < out)
         w -= error[:, None] * after[None, :]
 
 
 _POINTERS = {"weight": "*fp32", "factor": "*fp32", "scale": "*fp32", "zero": "*fp32", "codes": "*u8", "errors": "*fp32"}
-COMPILATIONS = (
-    Compilation(
-        name="gptq_block/g128",
+
+
+def _compilation(name: str, n: int, max_code: int) -> Compilation:
+    return Compilation(
+        name=f"gptq_block/{name}",
         kernel=_block,
         signature={**_POINTERS, "out": "i32", "n": "i32"},
-        constants={"ROWS": ROWS, "N": 128, "MAX_CODE": 15},
+        constants={"ROWS": ROWS, "N": n, "MAX_CODE": max_code},
         aligned=(*_POINTERS, "out", "n"),
         num_warps=NUM_WARPS,
         num_stages=NUM_STAGES,
         fp_fusion=False,
-    ),
-)
+    )
+
+
+# a sub-block of IQ4 is of 32 columns
+COMPILATIONS = (_compilation("g128", 128, 15), _compilation("codebook", 32, 0))

@@ -1,0 +1,64 @@
+"""Coordinate descent over a block of columns, with the gradient of some rows in registers."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .compilation import Compilation
+from .grid import NUM_STAGES, NUM_WARPS, ROWS, to_codes
+
+
+def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int) -> Tensor:
+    """New codes [out, n] from gradient [out, n] under hessian [n, n], with step [out, n]."""
+    codes, found = codes.contiguous(), torch.empty_like(codes, memory_format=torch.contiguous_format)
+    out, n = codes.shape
+    _descend[(triton.cdiv(out, ROWS),)](
+        codes,
+        gradient.contiguous(),
+        hessian.contiguous(),
+        step.contiguous(),
+        found,
+        out,
+        n,
+        ROWS=ROWS,
+        N=max(16, triton.next_power_of_2(n)),
+        TOP=top,
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        enable_fp_fusion=False,
+    )
+    return found
+
+
+@triton.jit
+def _descend(codes, gradient, hessian, step, found, out, n, ROWS: tl.constexpr, N: tl.constexpr, TOP: tl.constexpr):
+    """For column i of ROWS rows: the code that is best given all others, and what its move does to the gradient of the columns."""
+    rows, columns = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS), tl.arange(0, N)
+    inside = rows < out
+    g = tl.load(gradient + rows[:, None] * n + columns[None, :], mask=inside[:, None] & (columns[None, :] < n), other=0.0)
+    for i in range(n):
+        pivot = tl.load(hessian + i * n + i)
+        line = tl.load(hessian + i * n + columns, mask=columns < n, other=0.0)
+        old = tl.load(codes + rows * n + i, mask=inside, other=0.0)
+        by = tl.load(step + rows * n + i, mask=inside, other=1.0)
+        now = tl.sum(tl.where(columns[None, :] == i, g, 0.0), 1)
+        gain = tl.where(pivot > 0, tl.div_rn(tl.zeros_like(now) + 1.0, tl.zeros_like(now) + tl.where(pivot > 0, pivot, 1.0)), 0.0)
+        new = to_codes(old + tl.div_rn(now * gain, by), 0.0, TOP)
+        tl.store(found + rows * n + i, new, mask=inside)
+        g -= ((new - old) * by)[:, None] * line[None, :]
+
+
+_POINTERS = dict.fromkeys(("codes", "gradient", "hessian", "step", "found"), "*fp32")
+COMPILATIONS = (
+    Compilation(
+        name="descend_block/128",
+        kernel=_descend,
+        signature={**_POINTERS, "out": "i32", "n": "i32"},
+        constants={"ROWS": ROWS, "N": 128, "TOP": 15},
+        aligned=(*_POINTERS, "out", "n"),
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        fp_fusion=False,
+    ),
+)
