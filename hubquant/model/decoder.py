@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from hubquant.errors import BadModel
@@ -21,6 +20,8 @@ from hubquant.model.checkpoint import Checkpoint, TensorSource
 from hubquant.model.conv1d import make_linears
 from hubquant.model.experts import OTHER_EXPERTS, NoMemoryForExperts, routers, take_apart
 from hubquant.model.hidden import Hidden, HiddenFile
+from hubquant.model.layercall import Weighted, apply_layer
+from hubquant.model.layerlist import decoder_layers
 from hubquant.model.naming import NamedSource, StoredNames
 from hubquant.model.relay import Call, Relays
 
@@ -77,7 +78,7 @@ class Decoder:
         for buffer_owner in self.model.modules():
             for name, buffer in buffer_owner.named_buffers(recurse=False):
                 setattr(buffer_owner, name, buffer.to(self.device))
-        self.layers_name, self.layers = _decoder_layers(self.model, config)
+        self.layers_name, self.layers = decoder_layers(self.model, config)
         self.tied = dict(self.model.all_tied_weights_keys or {})
         for copy, original in self.tied.items():
             if copy.startswith(f"{self.layers_name}.") and original.startswith(f"{self.layers_name}."):
@@ -225,7 +226,7 @@ class Decoder:
         names = [n for n in self.shapes() if n.startswith(prefix)]
         weights = {n.removeprefix(prefix): self.source.tensor(n).to(self.device, self.dtype) for n in names}
 
-        layer = _Weighted(self.layers[index], weights)
+        layer = Weighted(self.layers[index], weights)
         return tuple(apply_layer(layer, h, self.call(index, window)) for h, window in zip(hidden, windows, strict=True))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -295,59 +296,6 @@ class Decoder:
             if stored != shape:
                 found, wanted = list(stored), list(shape)
                 raise BadModel(f"{checkpoint.folder.name}: tensor {name} has shape {found}; config.json asks for {wanted}")
-
-
-class _Weighted:
-    """A layer that is called with other weights than its own."""
-
-    def __init__(self, layer: nn.Module, weights: dict[str, Tensor]) -> None:
-        self.layer, self.weights = layer, weights
-
-    def __call__(self, hidden: Tensor, **call: Any) -> Any:
-        return functional_call(self.layer, self.weights, (hidden,), call)
-
-
-def apply_layer(layer: "nn.Module | _Weighted", hidden: Tensor, call: Call) -> Tensor:
-    """One layer's output for [n, window, hidden]; layers that return tuples give their first element.
-
-    Raises BadModel for a layer that cannot be run from what the model calls it with."""
-    try:
-        output = layer(hidden, **call)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in why:
-            raise
-        kind = type(layer.layer if isinstance(layer, _Weighted) else layer).__name__
-        raise BadModel(f"a layer ({kind}) cannot be run by itself: {why}") from error
-    result: Tensor = output[0] if isinstance(output, tuple | list) else output
-    return result
-
-
-def _decoder_layers(model: nn.Module, config: PretrainedConfig) -> tuple[str, nn.ModuleList]:
-    """The list of modules with most of the weights, and its name; one of the text model goes before those of other parts (vision,
-    audio), one as long as the config says before others."""
-    text = config.get_text_config(decoder=True)
-    wanted = getattr(text, "num_hidden_layers", None)
-    lists = {
-        n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and all(any(True for _ in x.parameters()) for x in m)
-    }
-    outer = {n: m for n, m in lists.items() if not any(n.startswith(other + ".") for other in lists)}
-    if not outer:
-        raise BadModel(f"architecture {config.model_type!r}: no list of decoder layers found in its modules")
-
-    def rank(name: str) -> tuple[bool, bool, int]:
-        of_text = type(_config_of(model, name)) is type(text)
-        return of_text, len(outer[name]) == wanted, sum(p.numel() for p in outer[name].parameters())
-
-    name = max(outer, key=rank)
-    return name, outer[name]
-
-
-def _config_of(model: nn.Module, name: str) -> object:
-    """That of the innermost model around the module."""
-    while name and not isinstance(getattr(model.get_submodule(name), "config", None), PretrainedConfig):
-        name = name.rpartition(".")[0]
-    return getattr(model.get_submodule(name), "config", None)
 
 
 def _set_parameter(model: nn.Module, name: str, value: nn.Parameter) -> None:

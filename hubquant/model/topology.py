@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hubquant.errors import BadModel
-from hubquant.model.decoder import apply_layer
 from hubquant.model.experts import OTHER_EXPERTS, Experts, routers
+from hubquant.model.layercall import apply_layer
 
 
 @dataclass(frozen=True)

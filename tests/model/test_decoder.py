@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint
-from hubquant.model.decoder import Decoder, apply_layer, read_config
+from hubquant.model.decoder import Decoder, read_config
 
 Change = Callable[[Callable[[dict[str, Tensor]], None]], Path]
 
@@ -55,14 +55,6 @@ def test_a_token_beyond_the_vocabulary(bundled: Path) -> None:
     decoder = Decoder(read_config(bundled), Checkpoint(bundled))
     with pytest.raises(BadModel, match="token id 2048 is beyond the vocabulary of 2048"):
         decoder.embed(torch.full((1, 8), 2048))
-
-
-def test_a_layer_that_cannot_be_run_by_itself() -> None:
-    """It wants another argument than those that the model was seen to give."""
-    with pytest.raises(BadModel, match=r"a layer \(Linear\) cannot be run by itself: .*unexpected keyword argument 'odd'"):
-        apply_layer(torch.nn.Linear(4, 4), torch.zeros(1, 2, 4), {"odd": 1})
-    with pytest.raises(BadModel, match=r"a layer \(Linear\) cannot be run by itself: mat1 and mat2 shapes"):
-        apply_layer(torch.nn.Linear(5, 4), torch.zeros(1, 2, 4), {})
 
 
 def test_a_missing_tensor_is_named(changed: Change) -> None:

@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hubquant.calibrate.statistics import token_importance
 from hubquant.errors import BadModel
 from hubquant.model.checkpoint import Checkpoint
-from hubquant.model.decoder import Decoder, apply_layer, read_config
+from hubquant.model.decoder import Decoder, read_config
 from hubquant.model.experts import Experts
 from hubquant.model.layer import Layer
+from hubquant.model.layercall import apply_layer
 from hubquant.model.topology import LayerInput, find_inputs
 from hubquant.onepass import observe
 

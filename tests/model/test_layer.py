@@ -5,8 +5,9 @@ from torch import Tensor
 
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.model.checkpoint import Checkpoint
-from hubquant.model.decoder import Decoder, apply_layer, read_config
+from hubquant.model.decoder import Decoder, read_config
 from hubquant.model.layer import Layer
+from hubquant.model.layercall import apply_layer
 from hubquant.model.topology import find_inputs
 from hubquant.onepass import observe
 
