@@ -23,7 +23,7 @@ from hubquant.evaluate.gate import judge
 from hubquant.evaluate.perplexity import windows
 from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.reader import GgufSource
-from hubquant.formats.packed import PackedSource
+from hubquant.formats.packedsource import PackedSource
 from hubquant.formats.writer import ArtifactWriter
 from hubquant.model.checkpoint import TensorSource
 from hubquant.model.decoder import Decoder

@@ -1,20 +1,17 @@
-"""GPTQ and AWQ folders, written and read: what differs between the two is in gptq.py and awq.py."""
+"""GPTQ and AWQ folders, written: what differs between the two is in packedformat.py."""
 
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hubquant import __version__
 from hubquant.artifact import Artifact, TensorRecord, file_sha256
 from hubquant.errors import BadModel
-from hubquant.formats import awq, dynamic, gptq
 from hubquant.formats.grids import Grids
+from hubquant.formats.packedformat import FORMATS
 from hubquant.formats.shards import ShardWriter, copy_file, write_json
 from hubquant.formats.writer import State
 from hubquant.model.checkpoint import Checkpoint
@@ -31,49 +28,6 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PackedFormat:
-    """What the writer and the reader need of a format: its packing, its tensors' suffixes, its config block, its checks.
-
-    `config` is made of the variant, the model's grid, the grids of all linears by their published names (None: dense), and those
-    that were packed with; `pack` of a weight and the latter.
-    """
-
-    pack: Callable[[QuantizedWeight, Collection[Grid]], dict[str, Tensor]]
-    suffixes: tuple[str, ...]
-    config: Callable[[Variant, Grid, Mapping[str, Grid | None], Collection[Grid]], dict[str, Any]]
-    dequantize: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Tensor]
-    check: Callable[[str, Mapping[str, Tensor], Mapping[str, Any]], None]
-
-
-def _gptq_config(variant: Variant, grid: Grid, grids: Mapping[str, Grid | None], used: Collection[Grid]) -> dict[str, Any]:
-    return gptq.quantization_config(
-        grid,
-        dynamic.rules(grid, grids),
-        gptq_solver.DAMP_RATIO,
-        f"hubquant:{__version__}",
-        version=gptq.version_for(used),
-        desc_act=variant.order == "actorder",
-        lm_head=variant.head,
-    )
-
-
-FORMATS: dict[str, PackedFormat] = {
-    "gptq": PackedFormat(
-        lambda weight, grids: gptq.pack(weight, gptq.version_for(grids)), gptq.SUFFIXES, _gptq_config, gptq.dequantize, gptq.check
-    ),
-    "awq": PackedFormat(
-        lambda weight, _: awq.pack(weight),
-        awq.SUFFIXES,
-        lambda _variant, grid, grids, _used: awq.quantization_config(
-            grid, sorted(name for name, own in grids.items() if own is None)
-        ),
-        awq.dequantize,
-        awq.check,
-    ),
-}
 
 
 def solver(variant: Variant, grid: Grid) -> Callable[[Tensor, Tensor, Grid, float], QuantizedWeight]:
@@ -264,51 +218,6 @@ class PackedWriter:
         return TensorRecord(name=self.stored(name), type=type_name, output_error=error, note="; ".join(notes))
 
 
-class PackedSource:
-    """A GPTQ or AWQ folder as a TensorSource: what was published, decoded on `device` to dense float weights.
-
-    Raises BadModel: no such folder, another method or layout, tensors that are missing or do not fit each other.
-    """
-
-    def __init__(self, folder: Path, device: torch.device | None = None) -> None:
-        self._device = device
-        self._config = _quantization_config(folder)
-        method = self._config.get("quant_method")
-        if method not in FORMATS:
-            raise BadModel(f"{folder}: quantization_config.quant_method is {method!r}; known: {', '.join(FORMATS)}")
-        self._format = FORMATS[method]
-        self._stored = _AnyCheckpoint(folder)
-
-    def names(self) -> list[str]:
-        last = "." + self._format.suffixes[0]
-        plain = [n for n in self._stored.names() if n.rpartition(".")[2] not in self._format.suffixes]
-        return plain + [n.removesuffix(last) + ".weight" for n in self._stored.names() if n.endswith(last)]
-
-    def tensor(self, name: str) -> Tensor:
-        if name in self._stored:
-            return self._stored.tensor(name)
-        return self._format.dequantize(*self._tensors_of(name.removesuffix(".weight")))
-
-    def as_saved(self, name: str) -> bool:
-        return name in self._stored
-
-    def release(self) -> None:
-        self._stored.release()
-
-    def _tensors_of(self, stem: str) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-        """The tensors of a packed linear by suffix, and its settings."""
-        tensors = {s: self._stored.tensor(f"{stem}.{s}").to(self._device) for s in self._format.suffixes}
-        settings = dynamic.of_linear(self._config, stem)
-        self._format.check(stem, tensors, settings)
-        return tensors, settings
-
-
-class _AnyCheckpoint(Checkpoint):
-    """A checkpoint that may hold packed integers."""
-
-    dtypes = (*Checkpoint.dtypes, "I32")
-
-
 def _shapes(base: Path, names: Collection[str]) -> list[tuple[int, ...]]:
     return [*map(Checkpoint(base).shape, names)] if names else []
 
@@ -319,11 +228,3 @@ def _stored(name: str, tensor: Tensor) -> Tensor:
     if not bool(torch.isfinite(stored).all()):
         raise BadModel(f"tensor {name} holds {float(tensor.abs().max()):g}, which is beyond float16: make a GGUF variant instead")
     return stored
-
-
-def _quantization_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        return dict(config.get("quantization_config") or {})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise BadModel(f"{folder}/config.json cannot be read as a model's config: {error}") from None

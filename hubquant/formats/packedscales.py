@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hubquant.formats import dynamic
-from hubquant.formats.packed import PackedSource
+from hubquant.formats.packedsource import PackedSource
 from hubquant.formats.shards import overwrite
 from hubquant.quantize.scales import smallest
 

@@ -18,7 +18,7 @@ from hubquant_kernels.layers import GptqLinear  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from transformers.quantizers import auto  # noqa: E402
 
-from hubquant.formats.packed import PackedSource  # noqa: E402
+from hubquant.formats.packedsource import PackedSource  # noqa: E402
 from hubquant.integrations.transformers import GptqLoader, install, restore  # noqa: E402
 
 FOLDERS = ("gptq-int4-g128", "awq-int4-g128")

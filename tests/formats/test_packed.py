@@ -14,7 +14,8 @@ from torch import Tensor
 from hubquant.artifact import Artifact, Report, file_sha256
 from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel
-from hubquant.formats.packed import PackedSource, PackedWriter, solver
+from hubquant.formats.packed import PackedWriter, solver
+from hubquant.formats.packedsource import PackedSource
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.layer import Layer
 from hubquant.model.topology import Absorber, LayerInput

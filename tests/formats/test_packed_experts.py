@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from hubquant import pipeline
 from hubquant.artifact import Report
 from hubquant.calibrate.source import with_texts
-from hubquant.formats.packed import PackedSource
+from hubquant.formats.packedsource import PackedSource
 from hubquant.hub.snapshot import fingerprint_folder
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.decoder import Decoder, read_config

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from hubquant.artifact import Artifact, Base, Report
 from hubquant.errors import BadModel, UsageError
-from hubquant.formats.packed import PackedSource
+from hubquant.formats.packedsource import PackedSource
 from hubquant.pipeline import evaluate, quantize
 from hubquant.recipe import Calibration, EvaluationPlan, Recipe, variant
 

@@ -15,7 +15,7 @@ from transformers.quantizers import auto
 
 from hubquant import pipeline
 from hubquant.calibrate.source import with_texts
-from hubquant.formats.packed import PackedSource
+from hubquant.formats.packedsource import PackedSource
 from hubquant.hub.snapshot import fingerprint_folder
 from hubquant.integrations.quantizer import PACKED_LINEARS
 from hubquant.integrations.transformers import GptqLoader, install, restore

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.quantizers import auto
 
 import hubquant
-from hubquant.formats.packed import PackedSource
+from hubquant.formats.packedsource import PackedSource
 from hubquant.integrations.transformers import AwqLoader, GptqLoader, install
 
 from .conftest import dense

@@ -22,7 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from hubquant.bookmark import Bookmark
 from hubquant.errors import BadModel
 from hubquant.formats.gguf.families import FAMILIES
-from hubquant.formats.packed import PackedSource, PackedWriter
+from hubquant.formats.packed import PackedWriter
+from hubquant.formats.packedsource import PackedSource
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.decoder import Decoder
 from hubquant.model.layer import Layer

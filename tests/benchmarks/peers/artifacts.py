@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hubquant.formats.gguf.reader import GgufSource
-from hubquant.formats.packed import PackedSource
+from hubquant.formats.packedsource import PackedSource
 from hubquant.model.checkpoint import TensorSource
 from hubquant.model.decoder import Decoder
 from peers.compressed import CompressedSource
