@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shutil
 import time
 from functools import partial
 from importlib.metadata import version
@@ -24,13 +25,13 @@ from hubquant.evaluate.perplexity import windows
 from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.reader import GgufSource
 from hubquant.formats.packedsource import PackedSource
-from hubquant.formats.writer import ArtifactWriter
+from hubquant.formats.writer import ArtifactWriter, trials_folder
 from hubquant.model.checkpoint import TensorSource
 from hubquant.model.decoder import Decoder
 from hubquant.onepass import finish, one_pass
 from hubquant.output import REPORT_FILE, alone_in, clear, disk_error, open_bookmark, write_report
 from hubquant.progress import Progress, into_file
-from hubquant.recipe import Recipe
+from hubquant.recipe import Recipe, variant
 from hubquant.refine import refine_all
 from hubquant.writers import discard_converted, writers_of_folder, writers_of_gguf
 
@@ -70,6 +71,8 @@ def quantize(
                 _check_needs(opened, recipe, out)
             clear(out, bookmark)
         at, tell = bookmark.standing, into_file(out, progress)
+        for name in at.finished:  # after which the process may have been killed before it removed what it had chosen from
+            shutil.rmtree(trials_folder(out / variant(name).folder, variant(name)), ignore_errors=True)
         tell("quantize", 0, 1)
         started -= at.seconds
         left = recipe.model_copy(update={"variants": tuple(n for n in recipe.variants if n not in {*at.finished, *at.given_up})})

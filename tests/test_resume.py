@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hubquant import bookmark, pipeline
-from hubquant.artifact import file_sha256
+from hubquant.artifact import Report, file_sha256
 from hubquant.calibrate.source import with_texts
 from hubquant.errors import FolderBusy
 from hubquant.hub.snapshot import fingerprint_folder
@@ -108,6 +108,33 @@ def test_killed_again_and_again_a_pass_goes_on_and_makes_the_same_bytes(
     assert report.seconds > float(str(before["seconds"])) > 0
     assert published(out) == undisturbed
     assert {path.name for path in out.iterdir()} == {"hubquant.json", "progress.json", *(a.folder for a in report.artifacts)}
+
+
+# The command in a process that kills itself instead of removing what a variant by sensitivity was chosen from
+UNTIDY = """
+import os, signal
+from hubquant.__main__ import main
+from hubquant.formats.gguf.auto import AutoArtifactWriter
+from hubquant.formats.packedauto import PackedAutoWriter
+
+def die(writer):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+AutoArtifactWriter.discard = PackedAutoWriter.discard = die
+main()
+"""
+
+
+def test_killed_before_it_has_tidied_up_a_pass_leaves_nothing_over(bundled: Path, tmp_path: Path) -> None:
+    name, out = "gptq-auto@4.5bpw", tmp_path / "out"
+    arguments = [*COMMAND[3:], "-v", name, "-o", str(out), str(bundled)]
+    died = subprocess.run([sys.executable, "-c", UNTIDY, *arguments], capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert list(out.rglob("*.trials"))
+    assert subprocess.run([sys.executable, "-m", "hubquant", *arguments]).returncode == 0
+    folder = Report.read(out).artifact(name).folder
+    assert {path.name for path in out.iterdir()} == {"hubquant.json", "progress.json", folder}
+    assert not list(out.rglob("*.trials"))
 
 
 def test_another_recipe_begins_anew(bundled: Path, tmp_path: Path) -> None:

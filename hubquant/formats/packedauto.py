@@ -21,7 +21,7 @@ from hubquant.formats.grids import Grids
 from hubquant.formats.packed import PackedWriter
 from hubquant.formats.sensitivity import Sensitivity
 from hubquant.formats.shards import ShardWriter
-from hubquant.formats.writer import State
+from hubquant.formats.writer import State, trials_folder
 from hubquant.model.layer import Layer
 from hubquant.model.topology import LayerInput
 from hubquant.quantize.allocate import Candidate, allocate, smallest
@@ -54,7 +54,7 @@ class PackedAutoWriter(PackedWriter):
         self._records_of: dict[int, dict[str, TensorRecord]] = {bits: {} for bits in BITS}
         self._bytes: dict[int, dict[str, int]] = {bits: {} for bits in BITS}
         self._check_budget(shapes)
-        self.trials_folder = folder / "trials"
+        self.trials_folder = trials_folder(folder, variant)
         self._trials = {bits: ShardWriter(self.trials_folder / f"int{bits}") for bits in BITS}
 
     def add_outside(self, name: str, tensor: Tensor) -> None:

@@ -1,5 +1,6 @@
 """What the pass asks of a format: take each tensor once, in any order, and leave a finished folder."""
 
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -10,6 +11,11 @@ from hubquant.recipe import Variant
 
 # What JSON holds, and tensors and records among it (hubquant.bookmark); it comes back as JSON and tensors.
 State = dict[str, Any]
+
+
+def trials_folder(folder: Path, variant: Variant) -> Path:
+    """Where a variant by sensitivity, which is written to `folder`, keeps all that it chooses from, until `discard`."""
+    return folder / f"{variant.name}.trials"
 
 
 class ArtifactWriter(Protocol):

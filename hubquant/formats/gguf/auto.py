@@ -23,7 +23,7 @@ from hubquant.formats.gguf.imatrix import Imatrix
 from hubquant.formats.gguf.metadata import Provenance
 from hubquant.formats.gguf.mixtures import Chosen, called_by, is_quantized, uniform
 from hubquant.formats.sensitivity import Sensitivity
-from hubquant.formats.writer import State
+from hubquant.formats.writer import State, trials_folder
 from hubquant.model.layer import Layer
 from hubquant.quantize.allocate import Candidate, allocate, smallest
 from hubquant.quantize.ggml import GGML_TYPES
@@ -57,7 +57,7 @@ class AutoArtifactWriter:
     ) -> None:
         if variant.size_bytes:
             variant = _within(variant, 8 * variant.size_bytes / sum(map(prod, shapes.values())))
-        self.variant, self.folder, self.trials_folder = variant, folder, folder / f"{variant.mixture}.part"
+        self.variant, self.folder, self.trials_folder = variant, folder, trials_folder(folder, variant)
         self._arguments = variant, folder, base, shapes, provenance, imatrix, max_bytes
         self._trials: dict[str, GgufArtifactWriter] = {}
         self._sensitivity = Sensitivity()
