@@ -158,6 +158,48 @@ def test_a_cache_that_cannot_be_written_stops_nothing(fresh: Path) -> None:
         assert native.encoder("Q4_K") is None
 
 
+@needs_compiler
+def test_a_library_of_another_system_is_compiled_once_more(fresh: Path) -> None:
+    cxx = native.compiler()
+    assert cxx is not None
+    native.compiled(cxx, "Q8_0").write_bytes(b"of another system")
+    assert native.encoder("Q8_0") is not None
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_stops_nothing(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the cache is on a disk whose files cannot be run."""
+
+    def refused(path: str) -> None:
+        raise OSError("failed to map segment from shared object")
+
+    monkeypatch.setattr(native.ctypes, "CDLL", refused)
+    with pytest.warns(RuntimeWarning, match=r"failed to map segment.*HUBQUANT_CACHE"):
+        assert native.encoder("Q8_0") is None
+
+
+@needs_compiler
+def test_without_a_home_the_definition_runs(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("HUBQUANT_CACHE")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    with pytest.warns(RuntimeWarning, match="home directory"):
+        assert native.encoder("Q8_0") is None
+
+
+@needs_compiler
+def test_a_compiler_may_be_named_with_options(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = native.compiler()
+    assert found is not None
+    monkeypatch.setenv("CXX", f"{found[0]} -m64")
+    assert native.compiler() == [found[0], "-m64"]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(RuntimeWarning, match="no compiler no-such-compiler"):
+        assert native.encoder("Q8_0") is None
+
+
 def test_without_a_compiler_the_definition_runs(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)

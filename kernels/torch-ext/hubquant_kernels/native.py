@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -75,8 +76,8 @@ class _Task(ctypes.Structure):
 class Encoder:
     """The machine code of one type."""
 
-    def __init__(self, library: Path, kind: AffineKind | SymmetricKind) -> None:
-        self._encode = ctypes.CDLL(str(library)).hubquant_encode
+    def __init__(self, library: ctypes.CDLL, kind: AffineKind | SymmetricKind) -> None:
+        self._encode = library.hubquant_encode
         self._encode.argtypes, self._encode.restype = (ctypes.POINTER(_Task),), None
         ends, factors = kind.peaks if isinstance(kind, SymmetricKind) else kind.steps(), kind.factors()
         self._trials = _Trials(_array(ends), _array(factors), len(ends), len(factors))
@@ -118,16 +119,19 @@ def encoder(type_name: str) -> Encoder | None:
         return _encoder(type_name)
 
 
-def compiler() -> str | None:
-    """CXX, or else the machine's own C++ compiler."""
-    named = os.environ.get("CXX")
-    return next(filter(None, map(shutil.which, [named] if named else ["g++", "c++"])), None)
+def compiler() -> list[str] | None:
+    """CXX, which may have options, or else the machine's own C++ compiler."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    for program, *options in [named] if named else [["g++"], ["c++"]]:
+        if found := shutil.which(program):
+            return [found, *options]
+    return None
 
 
 @functools.cache
 def _encoder(type_name: str) -> Encoder | None:
-    path = _library("encode.cpp", type_name)
-    return None if path is None else Encoder(path, KINDS[type_name])
+    library = _library("encode.cpp", type_name)
+    return None if library is None else Encoder(library, KINDS[type_name])
 
 
 def columns() -> ctypes.CDLL | None:
@@ -140,23 +144,34 @@ def columns() -> ctypes.CDLL | None:
 
 @functools.cache
 def _columns() -> ctypes.CDLL | None:
-    path = _library("columns.cpp", "columns")
-    return None if path is None else ctypes.CDLL(str(path))
+    return _library("columns.cpp", "columns")
 
 
-def _library(source: str, type_name: str) -> Path | None:
-    """The compiled source; None where there is no compiler, or it fails, which is said once."""
+def _library(source: str, type_name: str) -> ctypes.CDLL | None:
+    """The compiled source; None where there is no compiler, or it fails, or what it made cannot be loaded, which is said once."""
     cxx = compiler()
-    if cxx is None:
+    if cxx is None and not os.environ.get("CXX"):
         return None
     try:
-        return compiled(cxx, type_name, source)
+        if cxx is None:
+            raise OSError(f"there is no compiler {os.environ['CXX']} (CXX)")
+        return _loaded(cxx, type_name, source)
     except subprocess.CalledProcessError as error:
-        why = f"{cxx} says: {error.stderr.strip() or error}"
+        why = f"{cxx[0] if cxx else ''} says: {error.stderr.strip() or error}"
     except OSError as error:
         why = f"{error}; HUBQUANT_CACHE names another folder"
     _say(f"weights are quantized several times slower than they could be: the machine code for it could not be made. {why}")
     return None
+
+
+def _loaded(cxx: Sequence[str], type_name: str, source: str) -> ctypes.CDLL:
+    """Compiled once more if it cannot be loaded: it may be of another system that shares the folder."""
+    library = compiled(cxx, type_name, source)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError:
+        library.unlink(missing_ok=True)
+        return ctypes.CDLL(str(compiled(cxx, type_name, source)))
 
 
 @functools.cache
@@ -164,14 +179,15 @@ def _say(sentence: str) -> None:
     warnings.warn(sentence, RuntimeWarning, stacklevel=5)
 
 
-def compiled(cxx: str, type_name: str, source: str = "encode.cpp") -> Path:
+def compiled(cxx: Sequence[str], type_name: str, source: str = "encode.cpp") -> Path:
     """The library of a type, or of a source that knows no types, compiled if this machine has not done so before.
 
     Raises OSError where it cannot be written, CalledProcessError where the compiler fails.
     """
     sources = sorted(SOURCE.glob("*.[ch]*"))
-    command = [cxx, *FLAGS, f"-DTYPE={type_name}", str(SOURCE / source)]
-    parts = (*(p.read_bytes() for p in sources), *(c.encode() for c in command[:-1]), _processor().encode())
+    command = [*cxx, *FLAGS, f"-DTYPE={type_name}", str(SOURCE / source)]
+    system = (_processor(), *platform.libc_ver())
+    parts = (*(p.read_bytes() for p in sources), *(text.encode() for text in (*command[:-1], *system)))
     digest = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
     library = cache_folder() / f"{type_name}-{digest[:16]}.so"
     if not library.exists():
@@ -179,13 +195,20 @@ def compiled(cxx: str, type_name: str, source: str = "encode.cpp") -> Path:
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             made = Path(folder) / library.name
             subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, text=True)
+            with made.open("rb") as file:  # a library that is cut short kills who loads it
+                os.fsync(file.fileno())
             made.replace(library)
     return library
 
 
 def cache_folder() -> Path:
-    kept = os.environ.get("HUBQUANT_CACHE")
-    return (Path(kept) if kept else Path("~/.cache/hubquant").expanduser()) / "native"
+    """Raises OSError where there is no home to keep anything in."""
+    if kept := os.environ.get("HUBQUANT_CACHE"):
+        return Path(kept) / "native"
+    try:
+        return Path("~/.cache/hubquant/native").expanduser()
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
 
 
 def _processor() -> str:
