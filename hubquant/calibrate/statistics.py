@@ -35,7 +35,7 @@ def token_importance(hidden: Tensor) -> Tensor:
     2024, arXiv 2402.17762), and what is got wrong of them is got wrong everywhere. That tokens should count by the attention that
     they get is RSQ's finding (Sung et al. 2025, arXiv 2503.01820); a length can be had of any architecture.
     """
-    lengths = torch.linalg.vector_norm(hidden.flatten(0, -2), dim=1, dtype=torch.float32)
+    lengths = torch.linalg.vector_norm(hidden.flatten(0, -2).float(), dim=1)
     importance = lengths / lengths.nanmedian()
     return torch.where(importance.isfinite() & (importance >= SINK), importance, 1)
 
@@ -57,6 +57,7 @@ class InputStatistics:
     def add(self, x: Tensor, importance: Tensor | None = None) -> None:
         """`x` [..., in], any float dtype; `importance` [tokens]: how much each row counts, 1 where it is not given."""
         rows = x.reshape(-1, x.shape[-1])
+        rows = rows if rows.dtype in (torch.float32, torch.bfloat16) else rows.float()  # float16 has no room for what counts more
         root = rows.new_ones(len(rows), dtype=torch.float32) if importance is None else importance.sqrt()
         finite = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) * root <= LARGEST_ROW
         counted = rows * root[:, None].to(rows.dtype)

@@ -53,8 +53,11 @@ class Factor:
         return self._of_block[start, end]
 
     def losses(self, error: Tensor, gradient: Tensor) -> Tensor:
-        """diag(EHEᵀ) [out] of error E [out, in], whose gradient is E(H + diag(damp)): far fewer products than of E and H."""
-        return (gradient * error) @ self.live.float() - error.square() @ self.damp  # which is zero of channels that are not live
+        """diag(EHEᵀ) [out] of error E [out, in], whose gradient is E(H + diag(damp)): far fewer products than of E and H.
+
+        A difference, which rounding may put below zero where the damping has nearly all of it; it is zero then."""
+        damped = (gradient * error) @ self.live.float()
+        return (damped - error.square() @ self.damp).clamp_(min=0)  # damp is zero of channels that are not live
 
 
 def _lower(H: Tensor, damp_ratio: float) -> tuple[Tensor, float, bool]:

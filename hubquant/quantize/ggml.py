@@ -1,5 +1,6 @@
 """The GGUF block types: weights to bytes and back. The mathematics is in hubquant_kernels and iquant; here the input is checked."""
 
+import math
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ __all__ = ["GGML_TYPES", "NEEDS_IMPORTANCE", "GgmlType", "decode", "encode", "fa
 GGML_TYPES: dict[str, GgmlType] = {**KERNEL_TYPES, **IQ_TYPES}
 
 Mode = Literal["best", "reference"]
+USUAL_IMPORTANCE = 2.0**60  # sums over a row of larger ones may overflow, and those of ones smaller than its inverse vanish
 
 # llama.cpp's substitute when a row is not a whole number of 256-weight blocks
 _FALLBACK = {
@@ -82,11 +84,16 @@ def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mod
 
 
 def _checked_importance(importance: Tensor, weight: Tensor) -> Tensor:
+    """On the device of the weights, float32, of a size whose sums are numbers."""
     if importance.shape not in (weight.shape[1:], weight.shape):
         raise BadModel(f"importance of shape {tuple(importance.shape)} does not match {weight.shape[1]} input columns")
-    if not bool(torch.isfinite(importance).all() & (importance >= 0).all()):
+    importance = importance.to(device=weight.device, dtype=torch.float32)
+    low, high = (float(t) for t in torch.aminmax(importance)) if importance.numel() else (0.0, 0.0)
+    if not 0 <= low <= high < math.inf:
         raise BadModel("importance must be finite and not negative; calibrate again")
-    return importance.to(device=weight.device, dtype=torch.float32)
+    if high == 0 or 1 / USUAL_IMPORTANCE <= high <= USUAL_IMPORTANCE:
+        return importance
+    return (importance.double() * 2.0 ** -math.frexp(high)[1]).float()  # a power of two changes no choice
 
 
 def decode(data: Tensor, type_name: str) -> Tensor:

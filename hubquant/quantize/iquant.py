@@ -45,9 +45,11 @@ def encode(weight: Tensor, kind: GgmlType, importance: Tensor | None) -> Tensor:
 
 
 def _within_range(importance: Tensor) -> Tensor:
-    """Times a power of two, which changes no choice, so that ggml's float32 sums stay finite; all alike where all are zero."""
-    mean = importance.mean(-1, keepdim=True)
-    return torch.where(mean > 0, importance * torch.exp2(-mean.log2().round()), torch.ones_like(importance))
+    """Times a power of two for each row, which changes no choice, so that its largest is about 1 and ggml's float32 sums are finite
+    (its search for a lattice point ends the process where one is not); all alike where all are zero."""
+    largest = importance.amax(-1, keepdim=True).double()
+    scaled = (importance.double() * torch.exp2(-largest.log2().round())).float()
+    return torch.where(largest > 0, scaled, torch.ones_like(importance))
 
 
 def decode(data: Tensor, kind: GgmlType) -> Tensor:

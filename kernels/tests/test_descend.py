@@ -113,6 +113,15 @@ def test_a_dead_column_of_a_block_without_scale_keeps_its_code(native_code: str,
 
 
 @pytest.mark.parametrize("native_code", ["0", "1"])
+def test_a_column_whose_diagonal_has_no_inverse_keeps_its_code(native_code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1e-40 is a float32, and 1e40 is none."""
+    monkeypatch.setenv("HUBQUANT_NATIVE", native_code)
+    codes = torch.full((3, 2), 4.0)
+    descend(codes, torch.full((3, 2), 1e-41), torch.diag(torch.tensor([1e-40, 1.0])), torch.zeros(2), torch.ones(3, 1), 15, 2)
+    assert torch.equal(codes, torch.full((3, 2), 4.0))
+
+
+@pytest.mark.parametrize("native_code", ["0", "1"])
 def test_a_tie_goes_to_the_even_code(native_code: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUBQUANT_NATIVE", native_code)
     codes, gradient = torch.full((3, 1), 4.0), torch.tensor([[0.5], [1.5], [-0.5]])

@@ -121,3 +121,16 @@ def test_what_remains_of_a_channel_s_error_is_its_variance_given_the_quieter_one
         expected = v @ A[place:, place:] @ v
         assert abs(found[channel] - expected) <= v.abs() @ off[place:, place:] @ v.abs() + 3 * u * expected
     assert found[5] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_rows_of_every_float_dtype(dtype: torch.dtype) -> None:
+    """A loud row of float16 that counts 900 times is beyond float16, and not beyond the sums."""
+    x = (torch.randn(8, 64, generator=torch.Generator().manual_seed(1)) * 3000).to(dtype)
+    found, expected = InputStatistics(64), InputStatistics(64)
+    found.add(x, torch.full((8,), 900.0))
+    expected.add(x.float(), torch.full((8,), 900.0))
+    assert found.n_tokens == 8 and found.dropped_rows == 0
+    # bfloat16 is multiplied in it, which rounds each factor by 2⁻⁹
+    assert torch.allclose(found.hessian, expected.hessian, rtol=0, atol=2.0**-7 * float(expected.hessian.diagonal().max()))
+    assert torch.equal(token_importance(x), token_importance(x.float()))

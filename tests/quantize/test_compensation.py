@@ -120,3 +120,14 @@ def test_rows_are_taken_in_parts_that_cover_them_once() -> None:
         parts = [torch.arange(len(matrix))[rows] for rows in strips(matrix)]
         assert torch.equal(torch.cat(parts), torch.arange(len(matrix)))
         assert all(len(part) * matrix.shape[1] * 4 <= strip_bytes() or len(part) <= 32 for part in parts)
+
+
+def test_losses_are_never_negative() -> None:
+    """Of inputs that are all alike the damping has nearly all of what is subtracted."""
+    x = torch.randn(1, 256, generator=torch.Generator().manual_seed(0)).repeat(500, 1)
+    factor = Factor(x.T @ x, torch.arange(256), 0.05)
+    error = 0.01 * torch.randn(32, 256, generator=torch.Generator().manual_seed(1))
+    error -= (error @ x[0])[:, None] * x[:1] / x[0].square().sum()  # of which nothing is seen
+    damped = factor.hessian + torch.diag(factor.damp)
+    assert bool((factor.losses(error, error @ damped) >= 0).all())
+    assert bool((((error @ damped) * error).sum(1) - error.square() @ factor.damp < 0).any()), "rounding would have made some so"

@@ -300,6 +300,22 @@ def test_bad_input_is_refused(weight: Tensor, name: str, importance: Tensor | No
         encode(weight, name, importance)
 
 
+@pytest.mark.parametrize("size", [2.0**-128, 2.0**-100, 2.0**122])
+@pytest.mark.parametrize("name", [n for n, kind in GGML_TYPES.items() if kind.block_size > 1])
+def test_importance_of_any_size_gives_the_same_bytes(name: str, size: float) -> None:
+    """All of one size: as if they were ones. Sums of a row would overflow or vanish; in ggml's IQ types that ended the process."""
+    weight = torch.randn(2, 512, generator=torch.Generator().manual_seed(8))
+    assert torch.equal(encode(weight, name, torch.full((512,), size)), encode(weight, name, torch.ones(512)))
+
+
+@pytest.mark.parametrize("name", IQ_TYPES)
+def test_quiet_blocks_beside_loud_ones_give_finite_numbers(name: str) -> None:
+    weight, importance = torch.randn(2, 512, generator=torch.Generator().manual_seed(8)), torch.ones(512)
+    for quiet in (0.0, 1e-42, 1e-30):
+        importance[256:] = quiet
+        assert bool(decode(encode(weight, name, importance), name).isfinite().all())
+
+
 def test_bytes_that_are_no_blocks_are_refused() -> None:
     with pytest.raises(BadModel, match="145"):
         decode(torch.zeros(1, 145, dtype=torch.uint8), "Q4_K")

@@ -226,3 +226,16 @@ def test_a_huge_row_does_not_touch_the_others() -> None:
     others = [i for i in range(16) if i != 3]
     assert torch.equal(found.codes[others], expected.codes[others])
     assert torch.equal(found.scales[others], expected.scales[others])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-19, 3e-21, 1e-21])
+def test_quiet_inputs_are_no_worse_for_asking_again(size: float) -> None:
+    """Down to sums whose inverse is no float32: then codes stay as they are."""
+    x = torch.randn(200, 64, generator=torch.Generator().manual_seed(0)).double() * size
+    weight, hessian = torch.randn(6, 64, generator=torch.Generator().manual_seed(1)), (x.T @ x).float()
+
+    def loss(sweeps: int) -> float:
+        error = solve(weight, hessian, Grid(4, 32, True), sweeps=sweeps).dequantize() - weight
+        return float((x / size @ error.double().T).norm())
+
+    assert loss(6) <= loss(0)

@@ -8,6 +8,7 @@ from ._ops import add_op_namespace_prefix
 from .dispatch import on_gpu
 from .grid import on_chip
 
+SMALLEST = torch.finfo(torch.float32).tiny  # the inverse of what is smaller may be infinite
 # columns of which codes are chosen before the gradient of all others follows
 BLOCK = 128
 
@@ -15,9 +16,9 @@ BLOCK = 128
 def descend(codes: Tensor, gradient: Tensor, hessian: Tensor, damp: Tensor, step: Tensor, top: int, sweeps: int) -> None:
     """Choose the codes [out, in], whole numbers 0..top as float32, again `sweeps` times, one column after the other, in place.
 
-    gradient [out, in] float32: the errors of the weights times hessian [in, in] + diag(damp [in]); it follows. Where the sum's
-    diagonal is zero the codes stay. step [out, n_groups], not zero: by how much a weight moves with its code. On a CPU the time
-    goes by how many codes move; on a GPU a block of columns is one launch and one product.
+    gradient [out, in] float32: the errors of the weights times hessian [in, in] + diag(damp [in]); it follows. Where the diagonal
+    of that sum is no normal number the codes stay. step [out, n_groups], not zero: by how much a weight moves with its code. On a
+    CPU the time goes by how many codes move; on a GPU a block of columns is one launch and one product.
     """
     if native_columns.descend(codes, gradient, hessian, damp, step, top, sweeps):
         return
@@ -39,7 +40,7 @@ def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor
     which is damped. step [out, n]: by how much a weight moves with its code."""
     rest, G, steps = (t.T.clone(memory_format=torch.contiguous_format) for t in (codes, gradient, step))
     diagonal = hessian.diagonal()
-    gain = torch.where(diagonal > 0, 1 / diagonal, 0)
+    gain = torch.where(diagonal >= SMALLEST, 1 / diagonal, 0)
     for i, old in enumerate(rest):
         new = (old + G[i] * gain[i] / steps[i]).round_().clamp_(0, top)
         G.addr_(hessian[i], (new - old) * steps[i], alpha=-1)

@@ -42,9 +42,12 @@ def test_the_loss_does_not_rise() -> None:
     assert bool(((found >= 0) & (found <= TOP) & (found == found.round())).all())
 
 
-def test_a_column_without_a_diagonal_keeps_its_codes() -> None:
+@pytest.mark.parametrize("diagonal", [0.0, 1e-40])
+def test_a_column_without_a_diagonal_keeps_its_codes(diagonal: float) -> None:
+    """Or with one whose inverse is no float32."""
     codes, gradient, hessian, step, _ = problem(out=5, n=16, seed=2)
     hessian[3], hessian[:, 3], gradient[:, 3] = 0, 0, 1
+    hessian[3, 3] = diagonal
     found = kernel.descend_block(codes, gradient, hessian, step, TOP)
     assert torch.equal(found[:, 3], codes[:, 3])
     assert not torch.equal(found, codes)

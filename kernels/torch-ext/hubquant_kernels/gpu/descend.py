@@ -5,8 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..descend import SMALLEST
 from .compilation import Compilation
 from .grid import NUM_STAGES, NUM_WARPS, ROWS, to_codes
+
+_SMALLEST = tl.constexpr(SMALLEST)
 
 
 def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor, top: int) -> Tensor:
@@ -43,7 +46,9 @@ def _descend(codes, gradient, hessian, step, found, out, n, ROWS: tl.constexpr, 
         old = tl.load(codes + rows * n + i, mask=inside, other=0.0)
         by = tl.load(step + rows * n + i, mask=inside, other=1.0)
         now = tl.sum(tl.where(columns[None, :] == i, g, 0.0), 1)
-        gain = tl.where(pivot > 0, tl.div_rn(tl.zeros_like(now) + 1.0, tl.zeros_like(now) + tl.where(pivot > 0, pivot, 1.0)), 0.0)
+        has_inverse = pivot >= _SMALLEST
+        divisor = tl.zeros_like(now) + tl.where(has_inverse, pivot, 1.0)
+        gain = tl.where(has_inverse, tl.div_rn(tl.zeros_like(now) + 1.0, divisor), 0.0)
         new = to_codes(old + tl.div_rn(now * gain, by), 0.0, TOP)
         tl.store(found + rows * n + i, new, mask=inside)
         g -= ((new - old) * by)[:, None] * line[None, :]

@@ -1,6 +1,7 @@
 // GPTQ's columns, the losses of its grids, and coordinate descent, LANES rows of the matrix side by side: rows do not know of each other.
 #include "lanes.h"
 #include <algorithm>
+#include <cfloat>
 #include <vector>
 
 // n numbers of LANES rows that lie `stride` apart, turned to columns [n, LANES]; rows beyond the last one repeat it.
@@ -207,7 +208,7 @@ static void choose(
         for (int64_t i = 0; i < n; i++) {
             const float *h = H + i * n;
             if (i == 0 || (start + i) % group_size == 0) load(step + (start + i) / group_size, row, last, 1, groups, &s);
-            float gain = h[i] > 0 ? 1 / h[i] : 0;
+            float gain = h[i] >= FLT_MIN ? 1 / h[i] : 0;
             F found = clamp(rounded(code[i] + g[i] * gain / s), 0.0f, top), by = (found - code[i]) * s;
             memcpy(moved.data() + i * LANES, &by, sizeof by);
             if (!any(found != code[i])) continue;  // few codes move, after the first sweep hardly one
