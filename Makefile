@@ -100,7 +100,7 @@ smollm2: $(VENV)/.installed   ## quantize and measure a real small model, and ke
 	$(PYTHON) -m venv $(VENV)-smollm2
 	$(VENV)-smollm2/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch transformers gguf accelerate sentencepiece
 	test -d .cache/smollm2-135m || $(VENV)-smollm2/bin/python tests/benchmarks/make_smollm2.py .cache/smollm2-135m
-	$(BIN)/hubquant quantize .cache/smollm2-135m -o .cache/smollm2-135m-out --windows 48 --max-tokens 8192
+	$(BIN)/hubquant quantize .cache/smollm2-135m -o .cache/smollm2-135m-out --windows 48 --max-tokens 8192 --replace
 	$(BIN)/python tests/benchmarks/readme.py --keep .cache/smollm2-135m-out smollm2-135m
 
 # Every peer in an environment of its own (.cache/peers; HUBQUANT_PEERS names another folder); what has a result is not run again.

@@ -49,7 +49,9 @@ def quantize(
     protocol: Annotated[
         list[str] | None, typer.Option(help="Evaluation protocol, gptq-N or llamacpp-N; the first decides.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of the evaluation text that are used.")] = EvaluationPlan().max_tokens,
+    max_tokens: Annotated[
+        int, typer.Option(help="Tokens of the evaluation text that are used.", min=2)
+    ] = EvaluationPlan().max_tokens,
     recipe_file: Annotated[Path | None, typer.Option("--recipe", help="A recipe as JSON, instead of the options above.")] = None,
     base_file: Annotated[Path | None, typer.Option("--base", help="What is known of a base folder, as JSON.", hidden=True)] = None,
     imatrix: Annotated[
@@ -62,11 +64,12 @@ def quantize(
     refine: Refine = 0,
     evaluation: Annotated[bool, typer.Option("--evaluate/--no-evaluate", help="Measure what was made.")] = True,
     anyway: Annotated[bool, typer.Option("--anyway", help="Begin even if memory or disk will not be enough.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Remove what an earlier command has made in the folder.")] = False,
     device: Device = "",
     as_json: Json = False,
 ) -> None:
     """Make every variant of MODEL in one pass over its layers, and measure each from its bytes."""
-    from hubquant import pipeline
+    from hubquant import output, pipeline
     from hubquant.calibrate.source import with_texts
 
     if recipe_file is not None:
@@ -82,6 +85,9 @@ def quantize(
         )
     if imatrix is not None and not model.endswith(".gguf"):
         raise UsageError("--imatrix goes with a GGUF file as MODEL; a folder is calibrated in the pass itself")
+    if dynamic and not any(name.startswith("gptq-int") for name in recipe.variants):
+        raise UsageError("--dynamic is for GPTQ, and none of the variants is (as gptq-int4-g128)")
+    output.check_folder(out, replace)
     folder, base = _model(model) if base_file is None else (Path(model), _read(Base, base_file))
     with console.bars() as progress:
         report = pipeline.quantize(folder, out, with_texts(recipe), base, progress, imatrix=imatrix, anyway=anyway, device=device)
@@ -123,6 +129,7 @@ def evaluate(
     base: Annotated[str, typer.Option("--base", help="The base model: on the Hub, a folder, or a GGUF file.")],
     text: Annotated[str, typer.Option(help="A text file instead of the recipe's text.")] = "",
     protocol: Annotated[list[str] | None, typer.Option(help="gptq-N or llamacpp-N instead of the recipe's; repeat it.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens of the text instead of the recipe's number.", min=2)] = None,
     device: Device = "",
     as_json: Json = False,
 ) -> None:
@@ -136,7 +143,7 @@ def evaluate(
         made_from, given = (f"{b.repo_id} {b.fingerprint[:12]}" for b in (report.base, found))
         raise UsageError(f"{folder} was made from {made_from}, and {base} is {given}; name the base that it was made from")
     with console.bars() as progress:
-        report = pipeline.evaluate(folder, model, progress, tuple(protocol or ()), text, device)
+        report = pipeline.evaluate(folder, model, progress, tuple(protocol or ()), text, max_tokens, device)
     _show(report, as_json)
 
 

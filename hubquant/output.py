@@ -42,6 +42,14 @@ def open_bookmark(out: Path, key: str) -> Bookmark:
     return Bookmark(out / bookmark.FOLDER, key)
 
 
+def check_folder(out: Path, replace: bool) -> None:
+    """Raises UsageError where no folder can be and, unless `replace`, where a pass was finished: another begins by clearing it."""
+    if any(path.is_file() for path in (out, *out.parents)):
+        raise UsageError(f"{out} is, or lies in, a file; name a folder with -o")
+    if not replace and (out / REPORT_FILE).exists() and not (out / bookmark.FOLDER).exists():
+        raise UsageError(f"{out} holds what an earlier command made; name another folder with -o, or make it anew with --replace")
+
+
 def clear(out: Path, kept: Bookmark) -> None:
     """Before a pass is begun: nothing is in the folder but its bookmark, by which it is known as ours at any moment."""
     for path in out.iterdir():

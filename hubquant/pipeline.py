@@ -129,12 +129,18 @@ def quantize(
 
 
 def evaluate(
-    out: Path, model: Path, progress: Progress, protocols: tuple[str, ...] = (), text: str = "", device: str = ""
+    out: Path,
+    model: Path,
+    progress: Progress,
+    protocols: tuple[str, ...] = (),
+    text: str = "",
+    max_tokens: int | None = None,
+    device: str = "",
 ) -> Report:
     """Measure every artifact of `out` from its bytes against the base; writes and returns the report with its verdicts.
 
-    `protocols` and `text` replace the recipe's. The first protocol decides the gate. What cannot be run here is not measured,
-    with a note, and so passes no gate. It is run in float32 on every `device`, so that figures of different ones compare.
+    `protocols`, `text` and `max_tokens` replace the recipe's. The first protocol decides the gate. What cannot be run here is not
+    measured, with a note, and so passes no gate. It is run in float32 on every `device`, so that figures of different ones compare.
     """
     report = read_report(out)
     plan = report.recipe.evaluation
@@ -147,7 +153,7 @@ def evaluate(
         for name in protocols or plan.protocols:
             if opened is None or not sources:
                 break
-            scored = windows(name, text or plan.source, opened.tokenizer, plan.max_tokens)
+            scored = windows(name, text or plan.source, opened.tokenizer, max_tokens or plan.max_tokens)
             decoders = {name: opened.decoder(weights, torch.float32) for name, weights in sources.items()}
             told = partial(tell, "evaluate")
             evaluations += compare(opened.decoder(dtype=torch.float32), decoders, scored, told, out / "hidden.part")

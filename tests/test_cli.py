@@ -93,6 +93,7 @@ def test_a_model_on_a_hub(bundled: Path, tmp_path: Path, local_hub: LocalHub) ->
 
 def test_known_errors_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "a file").write_text("")
     for arguments, code, sentence in (
         (["quantize", str(tmp_path / "empty"), "-o", "out"], 1, "config.json"),
         (
@@ -100,6 +101,9 @@ def test_known_errors_are_one_sentence(tmp_path: Path) -> None:
             2,
             "unknown variant 'gptq-int5'; did you mean gptq-int4-g128?",
         ),
+        (["quantize", "x", "-o", str(tmp_path / "a file")], 2, "a file; name a folder with -o"),
+        (["quantize", "x", "-o", str(tmp_path / "a file" / "out")], 2, "a file; name a folder with -o"),
+        (["quantize", "x", "-o", "out", "--dynamic", "foo=int8-g64", "-v", "gguf-q8_0"], 2, "--dynamic is for GPTQ"),
         (["evaluate", str(tmp_path / "empty"), "--base", "x"], 2, "output folder of `hubquant quantize`"),
         (["run", "--once"], 2, "cannot read hubquant.toml"),
         (["jobs", "cancel"], 2, "cannot read hubquant.toml"),
@@ -107,6 +111,19 @@ def test_known_errors_are_one_sentence(tmp_path: Path) -> None:
         result = hubquant(*arguments, cwd=tmp_path)
         assert (result.returncode, result.stdout) == (code, ""), result.stderr
         assert sentence in result.stderr and result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_what_was_made_is_not_removed_unasked(bundled: Path, tmp_path: Path) -> None:
+    """A second command in a folder is another pass, which would begin by clearing it."""
+    out = tmp_path / "out"
+    command = ["quantize", str(bundled), "-o", str(out), "--windows", "1", "--window", "32", "--no-evaluate"]
+    CliRunner().invoke(cli.app, [*command, "-v", "gguf-q8_0"], catch_exceptions=False)
+    made = sorted(path.name for path in out.rglob("*.gguf"))
+    result = CliRunner().invoke(cli.app, [*command, "-v", "gguf-q4_0"])
+    assert isinstance(result.exception, UsageError) and "--replace" in str(result.exception)
+    assert sorted(path.name for path in out.rglob("*.gguf")) == made
+    CliRunner().invoke(cli.app, [*command, "-v", "gguf-q4_0", "--replace"], catch_exceptions=False)
+    assert not [name for name in made if name != "imatrix.gguf" and list(out.rglob(name))]
 
 
 def test_another_base_is_not_measured_against(bundled: Path, tmp_path: Path) -> None:

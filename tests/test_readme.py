@@ -33,3 +33,11 @@ def test_the_settings_shown_are_settings() -> None:
 def test_every_file_named_exists() -> None:
     for name in re.findall(r"\]\(([^)h][^)]*)\)", README):
         assert (ROOT / name).exists(), name
+
+
+def test_the_picture_is_one_screen_of_text() -> None:
+    """Recorded on a terminal it held every state of every bar: eight times as high as wide."""
+    picture = (ROOT / ".github" / "demo.svg").read_text()
+    found = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', picture)
+    assert found and float(found[2]) < float(found[1])
+    assert len(picture) < 100_000

@@ -203,7 +203,7 @@ class Work:
         recipe.write_text(self.job.recipe.canonical_json())
         base.write_text(self.job.base.model_dump_json())
         files = ["--recipe", str(recipe), "--base", str(base)]
-        self._run("quantize", [str(self.model), "-o", str(self.out), *files, "--no-evaluate"])
+        self._run("quantize", [str(self.model), "-o", str(self.out), *files, "--no-evaluate", "--replace"])
         return Report.read(self.out)
 
     def _need_evaluation(self) -> Report:

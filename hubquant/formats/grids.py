@@ -15,7 +15,8 @@ SMALLEST_GROUP = min(GROUP_SIZES)
 class Grids:
     """`default`: the grid of the model, with ROW for a whole row; `of`: by a linear's name, None where it is left dense.
 
-    `why` says what keeps a linear dense, `asked` which group size it was to have. Raises BadModel if no linear can be packed.
+    `why` says what keeps a linear dense, `asked` which group size it was to have. Raises BadModel if no linear can be
+    packed, or an override is of none.
     """
 
     def __init__(
@@ -32,6 +33,10 @@ class Grids:
         self.asked: dict[str, int] = {}
         self.why = dict(dense)
         wanted = {name: _override(overrides, stored(name).removesuffix(".weight")) for name in widths}
+        matched = {o.pattern for o in wanted.values() if o is not None}
+        if unmatched := [o.pattern for o in overrides if o.pattern not in matched]:
+            names = ", ".join(sorted({stored(name).removesuffix(".weight") for name in wanted})[:2])
+            raise BadModel(f"--dynamic {unmatched[0]!r} is the setting of no linear; their names are like {names}")
         usual = [n for n, o in wanted.items() if o is None and n not in dense and fits(widths[n], variant.bits)]
         size = _largest(variant.group_size, [widths[n][1] for n in usual])
         self.default = Grid(variant.bits, size, variant.symmetric)

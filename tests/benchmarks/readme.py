@@ -278,7 +278,7 @@ def rendered(text: str) -> str:
 def picture() -> None:
     from hubquant.demo.line import Demo
 
-    console = Console(record=True, width=140, file=StringIO(), force_terminal=True, highlight=False)
+    console = Console(record=True, width=140, file=StringIO(), highlight=False)  # no terminal: every state of a bar would be kept
     with tempfile.TemporaryDirectory() as folder:
         Demo(Path(folder) / "hubquant-demo", console).run()
         text = console.export_svg(title="hubquant demo").replace(str(Path(folder).resolve()), "~")
