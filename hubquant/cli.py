@@ -94,6 +94,10 @@ def quantize(
         if evaluation:
             report = pipeline.evaluate(out, folder, progress, device=device)
     _show(report, as_json)
+    if not as_json:
+        following = f"publish {out} --to YOUR-NAME" if evaluation else f"evaluate {out} --base {model}"
+        console.people().print(f"in {out}: {', '.join(str(a.path(out).relative_to(out)) for a in report.artifacts)}")
+        console.people().print(f"next: hubquant {following}")
 
 
 @app.command()

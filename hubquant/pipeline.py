@@ -176,10 +176,10 @@ def read_report(out: Path) -> Report:
     """Raises UsageError if the folder is not one that `quantize` wrote."""
     try:
         return Report.read(out)
+    except FileNotFoundError:
+        raise UsageError(f"{out} holds no {REPORT_FILE}; is it an output folder of `hubquant quantize`?") from None
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{out} holds no readable {REPORT_FILE}; is it an output folder of `hubquant quantize`? ({error})"
-        ) from None
+        raise UsageError(f"{out / REPORT_FILE} cannot be read: {error}") from None
 
 
 def _opened(model: Path, device: torch.device) -> tuple[OpenBase | None, list[str]]:

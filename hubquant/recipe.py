@@ -93,6 +93,7 @@ BITS = (2, 3, 4, 8)
 GROUP_SIZES = (32, 64, USUAL_GROUP)
 _PACKED = re.compile(r"(gptq|awq)-int(\d+)-(?:g(\d+)|row)((?:-(?:sym|asym|static|actorder|head))*)")
 _AUTO = re.compile(r"(gguf|gptq)-auto@(\d+(?:\.\d+)?)(bpw|MB|GB)")
+_WITHOUT_UNIT = re.compile(r"(gguf|gptq)-auto@\d+(\.\d+)?")
 _UNITS = {"MB": 10**6, "GB": 10**9}
 # What a file of that budget is called beside its budget, in a word that the Hub and llama.cpp know.
 _CALLED = {
@@ -111,6 +112,10 @@ def variant(name: str) -> Variant:
         return _packed(name, packed[1], int(packed[2]), int(packed[3] or ROW), set(packed[4].split("-")) - {""})
     if auto := _AUTO.fullmatch(name):
         return with_budget(auto[1], float(auto[2]), auto[3])
+    if "," in name:
+        raise UsageError(f"unknown variant {name!r}; name one variant at a time, and repeat the option for others")
+    if _WITHOUT_UNIT.fullmatch(name):
+        raise UsageError(f"{name}: a budget has a unit, as {name}bpw (bits per weight), {name}MB or {name}GB")
     alike = _alike(name)
     advice = f"did you mean {' or '.join(alike)}?" if alike else f"there are {KNOWN_VARIANTS}"
     raise UsageError(f"unknown variant {name!r}; {advice}")

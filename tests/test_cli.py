@@ -117,7 +117,8 @@ def test_what_was_made_is_not_removed_unasked(bundled: Path, tmp_path: Path) -> 
     """A second command in a folder is another pass, which would begin by clearing it."""
     out = tmp_path / "out"
     command = ["quantize", str(bundled), "-o", str(out), "--windows", "1", "--window", "32", "--no-evaluate"]
-    CliRunner().invoke(cli.app, [*command, "-v", "gguf-q8_0"], catch_exceptions=False)
+    said = CliRunner().invoke(cli.app, [*command, "-v", "gguf-q8_0"], catch_exceptions=False).stdout
+    assert "gguf/model-Q8_0.gguf" in said and f"next: hubquant evaluate {out} --base {bundled}" in "".join(said.splitlines())
     made = sorted(path.name for path in out.rglob("*.gguf"))
     result = CliRunner().invoke(cli.app, [*command, "-v", "gguf-q4_0"])
     assert isinstance(result.exception, UsageError) and "--replace" in str(result.exception)

@@ -204,7 +204,7 @@ def test_too_short_a_text_is_said_before_anything_is_touched(bundled: Path, tmp_
 
 
 def test_evaluating_what_is_no_output_folder(tmp_path: Path, bundled: Path) -> None:
-    with pytest.raises(UsageError, match=r"no readable hubquant\.json"):
+    with pytest.raises(UsageError, match=r"holds no hubquant\.json; is it an output folder"):
         pipeline.evaluate(tmp_path, bundled, silent)
 
 

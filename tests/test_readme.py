@@ -30,9 +30,10 @@ def test_the_settings_shown_are_settings() -> None:
     assert shown and Settings.model_validate(tomllib.loads(shown[1])).publish.namespace == "YOUR-NAME"
 
 
-def test_every_file_named_exists() -> None:
+def test_every_file_and_heading_named_exists() -> None:
+    headings = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", README, re.MULTILINE)}
     for name in re.findall(r"\]\(([^)h][^)]*)\)", README):
-        assert (ROOT / name).exists(), name
+        assert name[1:] in headings if name.startswith("#") else (ROOT / name).exists(), name
 
 
 def test_the_picture_is_one_screen_of_text() -> None:

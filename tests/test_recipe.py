@@ -35,13 +35,24 @@ def test_names_are_keys_and_say_what_is_made() -> None:
         ("gguf-q4km", "did you mean gguf-q4_k_m or gguf-q5_k_m or gguf-q4_k_s?"),
         ("gptq-int3", "did you mean gptq-int3-g128 or gptq-int3-g128-asym or gptq-int3-g128-actorder?"),
         ("gguf-auto@abc", "did you mean gguf-auto@4.5bpw?"),
-        ("gguf-auto@4.5", "did you mean gguf-auto@4.5bpw?"),
         ("nvfp4", f"there are {KNOWN_VARIANTS}"),
         ("", f"there are {KNOWN_VARIANTS}"),
     ],
 )
 def test_a_miss_names_what_may_have_been_meant(name: str, advice: str) -> None:
     with pytest.raises(UsageError, match=f"^unknown variant {re.escape(repr(name))}; {re.escape(advice)}$"):
+        variant(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("gguf-auto@12", "gguf-auto@12bpw (bits per weight), gguf-auto@12MB or gguf-auto@12GB"),
+        ("gguf-q4_k_m,gguf-q8_0", "one variant at a time"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_told_what_it_lacks(name: str, advice: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(advice)):
         variant(name)
 
 
