@@ -50,8 +50,8 @@ def made(request: pytest.FixtureRequest, random_model: Callable[..., Path], tmp_
 @pytest.fixture(scope="module")
 def windows(demo_folder: Path) -> list[list[int]]:
     text = (files("hubquant") / "texts" / "prose-eval.txt").read_text()
-    ids = Tokenizer.from_file(str(demo_folder / "tokenizer.json")).encode(text[:20_000]).ids
-    return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(4)]
+    ids = Tokenizer.from_file(str(demo_folder / "tokenizer.json")).encode(text[:60_000]).ids
+    return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(12)]
 
 
 def _loaded(path: Path) -> Any:
@@ -61,7 +61,7 @@ def _loaded(path: Path) -> Any:
 def test_f16_logits_are_those_of_transformers(made: Any, windows: list[list[int]]) -> None:
     model, paths = made
     reference, found = decoded(model, paths["F16"]), _loaded(paths["F16"])
-    pairs = [(torch_logits(reference, w), logits(found, w)) for w in windows]
+    pairs = [(torch_logits(reference, w), logits(found, w)) for w in windows[:4]]
     kl = torch.tensor([mean_kl(p, q) for ours, theirs in pairs for p, q in zip(ours, theirs, strict=True)])
     # llama.cpp rounds the inputs of F16 matrices to F16; a token whose router is that near to a tie goes to another expert
     moved = kl > 1e-3
@@ -70,6 +70,8 @@ def test_f16_logits_are_those_of_transformers(made: Any, windows: list[list[int]
 
 @pytest.mark.parametrize("mixture", ["F16", *QUANTIZED])
 def test_perplexity_is_that_of_our_own_evaluation(mixture: str, made: Any, windows: list[list[int]]) -> None:
+    """Over 3,072 tokens: llama.cpp rounds activations to 8 bits, which sends some of them to other experts, and of a random model
+    that moves the mean of 1,024 by up to half a percent to either side."""
     model, paths = made
     ours_model, theirs_model = decoded(model, paths[mixture]), _loaded(paths[mixture])
     theirs = perplexity(lambda tokens: logits(theirs_model, tokens), windows, None)
