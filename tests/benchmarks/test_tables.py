@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from peers.results import Results, Row, Step, models
-from peers.tables import full_table, goal_table, model_tables, order, scores, speed
+from peers.tables import TO_NEAREST, full_table, goal_table, model_tables, order, scores, speed
 
 from hubquant.artifact import Evaluation, Protocol
 
@@ -78,6 +78,15 @@ def test_time_is_compared_variant_by_variant_and_shared_steps_once() -> None:
     assert speed(rows) == ""
     rows += [row("hubquant", v, 0.1, steps=(one_pass,)) for v in ("gguf-q4_0", "gguf-q8_0", "gguf-q6_k")]
     assert speed(rows) == "CPU time for these 2 variants: hubquant 6 s, the fastest peer for each (A) 12 s: 0.50 of it."
+
+
+def test_who_rounds_to_nearest_is_set_apart() -> None:
+    tools = (("A", 30.0), (TO_NEAREST, 4.0), ("hubquant", 6.0))
+    rows = [row(tool, "awq-int4-g128", 0.1, steps=(Step("make", seconds, seconds, 1),)) for tool, seconds in tools]
+    assert speed(rows) == (
+        "CPU time for these 1 variants: hubquant 6 s, the fastest peer for each (auto-round RTN) 4 s: 1.50 of it. "
+        "Without those that round to nearest (A) 30 s: 0.20 of it."
+    )
 
 
 def test_results_are_kept_and_come_back(tmp_path: Path) -> None:

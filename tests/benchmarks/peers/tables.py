@@ -9,6 +9,7 @@ from peers.results import HUBQUANT, Results, Row
 
 GOAL = 0.95  # of the best peer's mean KL divergence, at no more bits per weight
 ROUNDING = 0.005  # bits per weight
+TO_NEAREST = "auto-round RTN"  # which writes GPTQ's and AWQ's formats, and solves neither
 ORDER = ("gptq-int4", "awq-int4", "gptq-int3", "gguf-")
 HEADINGS = (
     "tool", "variant", "bits/weight", "of the matrices", "ppl ratio", "mean KL", "p99.9 KL", "top-1", "wall", "CPU", "peak memory",
@@ -110,20 +111,28 @@ def note(rows: list[Row]) -> str:
 
 
 def speed(rows: list[Row]) -> str:
-    """CPU time of hubquant's variants beside the fastest peer's for each, shared steps counted once; '' if there are none."""
+    """CPU time of hubquant's variants beside the fastest peer's for each, shared steps counted once; '' if there are none. Where
+    that rounds to nearest, also beside the fastest that does what its format is named after."""
     ours = {row.variant: row for row in rows if row.tool == HUBQUANT and row.steps and not row.failed}
-    fastest = {}
-    for row in sorted(rows, key=lambda row: -row.cpu_seconds):
-        if row.tool != HUBQUANT and row.variant in ours and row.evaluation is not None:
-            fastest[row.variant] = row
+    theirs = [row for row in rows if row.tool != HUBQUANT and row.variant in ours and row.evaluation is not None]
+    fastest, solving = _fastest(theirs), _fastest([row for row in theirs if row.tool != TO_NEAREST])
     if not fastest:
         return ""
-    mine, theirs = _cpu_seconds([ours[v] for v in fastest]), _cpu_seconds(list(fastest.values()))
-    tools = ", ".join(sorted({row.tool for row in fastest.values()}))
-    return (
-        f"CPU time for these {len(fastest)} variants: hubquant {mine:.0f} s, the fastest peer for each ({tools}) "
-        f"{theirs:.0f} s: {mine / theirs:.2f} of it."
-    )
+
+    def beside(peers: dict[str, Row]) -> str:
+        mine, least = _cpu_seconds([ours[v] for v in peers]), _cpu_seconds(list(peers.values()))
+        return f"({', '.join(sorted({row.tool for row in peers.values()}))}) {least:.0f} s: {mine / least:.2f} of it."
+
+    mine = _cpu_seconds([ours[v] for v in fastest])
+    said = f"CPU time for these {len(fastest)} variants: hubquant {mine:.0f} s, the fastest peer for each {beside(fastest)}"
+    if solving == fastest or solving.keys() != fastest.keys():
+        return said
+    return f"{said} Without those that round to nearest {beside(solving)}"
+
+
+def _fastest(rows: list[Row]) -> dict[str, Row]:
+    """By variant."""
+    return {row.variant: row for row in sorted(rows, key=lambda row: -row.cpu_seconds)}
 
 
 def _cpu_seconds(rows: list[Row]) -> float:
