@@ -34,6 +34,7 @@ from hubquant.quantize.iquant import IQ_TYPES
 
 KEPT = Path(__file__).parent / "results" / "ggml" / "types.json"
 ROUNDS = 2
+ROUNDS_OF_MEMORY = 9  # milliseconds each
 ROWS = 2048
 LARGE = 1 << 24
 COPIED = ("Q8_0", "Q4_0")
@@ -76,10 +77,10 @@ def cpu_seconds() -> float:
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
-def speed(weight: Tensor, encoded: Callable[[], Tensor]) -> float:
+def speed(weight: Tensor, encoded: Callable[[], Tensor], rounds: int = ROUNDS) -> float:
     """Megabytes per CPU second."""
     spent = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         started = time.process_time()
         encoded()
         spent.append(time.process_time() - started)
@@ -114,8 +115,8 @@ def memory(kind: GgmlType) -> dict[str, float]:
     weight = torch.randn(LARGE // 4096, 4096, generator=torch.Generator().manual_seed(5))
     source = torch.ones((4 * LARGE + LARGE // kind.block_size * kind.type_size) // 2, dtype=torch.uint8)
     target = torch.zeros_like(source)
-    copied = speed(weight, lambda: target.copy_(source))
-    return {"copy": copied, "reference": speed(weight, lambda: encode(weight, kind.name, mode="reference"))}
+    copied = speed(weight, lambda: target.copy_(source), ROUNDS_OF_MEMORY)
+    return {"copy": copied, "reference": speed(weight, lambda: encode(weight, kind.name, mode="reference"), ROUNDS_OF_MEMORY)}
 
 
 def line(name: str, how: str, found: dict[str, Any]) -> str:
