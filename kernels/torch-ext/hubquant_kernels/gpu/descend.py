@@ -6,8 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..descend import SMALLEST
-from .compilation import Compilation
-from .grid import NUM_STAGES, NUM_WARPS, ROWS, to_codes
+from .grid import ROWS, compiled_row_tiles, row_tiles, to_codes
 
 _SMALLEST = tl.constexpr(SMALLEST)
 
@@ -24,12 +23,8 @@ def descend_block(codes: Tensor, gradient: Tensor, hessian: Tensor, step: Tensor
         found,
         out,
         n,
-        ROWS=ROWS,
-        N=max(16, triton.next_power_of_2(n)),
         TOP=top,
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        enable_fp_fusion=False,
+        **row_tiles(n),
     )
     return found
 
@@ -55,15 +50,4 @@ def _descend(codes, gradient, hessian, step, found, out, n, ROWS: tl.constexpr, 
 
 
 _POINTERS = dict.fromkeys(("codes", "gradient", "hessian", "step", "found"), "*fp32")
-COMPILATIONS = (
-    Compilation(
-        name="descend_block/128",
-        kernel=_descend,
-        signature={**_POINTERS, "out": "i32", "n": "i32"},
-        constants={"ROWS": ROWS, "N": 128, "TOP": 15},
-        aligned=(*_POINTERS, "out", "n"),
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        fp_fusion=False,
-    ),
-)
+COMPILATIONS = (compiled_row_tiles("descend_block/128", _descend, _POINTERS, 128, TOP=15),)

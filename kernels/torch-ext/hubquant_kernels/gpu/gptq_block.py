@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .compilation import Compilation
 from .ggml_codebook import nearest
-from .grid import NUM_STAGES, NUM_WARPS, ROWS, to_codes
+from .grid import ROWS, compiled_row_tiles, row_tiles, to_codes
 
 
 def gptq_block(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_code: int) -> tuple[Tensor, Tensor]:
@@ -39,12 +38,8 @@ def _launch(weight: Tensor, factor: Tensor, scale: Tensor, zero: Tensor, max_cod
         errors,
         out,
         n,
-        ROWS=ROWS,
-        N=max(16, triton.next_power_of_2(n)),
         MAX_CODE=max_code,
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        enable_fp_fusion=False,
+        **row_tiles(n),
     )
     return codes, errors
 
@@ -75,20 +70,8 @@ def _block(weight, factor, scale, zero, codes, errors, out, n, ROWS: tl.constexp
 
 
 _POINTERS = {"weight": "*fp32", "factor": "*fp32", "scale": "*fp32", "zero": "*fp32", "codes": "*u8", "errors": "*fp32"}
-
-
-def _compilation(name: str, n: int, max_code: int) -> Compilation:
-    return Compilation(
-        name=f"gptq_block/{name}",
-        kernel=_block,
-        signature={**_POINTERS, "out": "i32", "n": "i32"},
-        constants={"ROWS": ROWS, "N": n, "MAX_CODE": max_code},
-        aligned=(*_POINTERS, "out", "n"),
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        fp_fusion=False,
-    )
-
-
 # a sub-block of IQ4 is of 32 columns
-COMPILATIONS = (_compilation("g128", 128, 15), _compilation("codebook", 32, 0))
+COMPILATIONS = (
+    compiled_row_tiles("gptq_block/g128", _block, _POINTERS, 128, MAX_CODE=15),
+    compiled_row_tiles("gptq_block/codebook", _block, _POINTERS, 32, MAX_CODE=0),
+)

@@ -1,5 +1,8 @@
 """The search for a group's scale and zero point, with the weights of some rows on the chip."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -34,15 +37,31 @@ def fit_group(weight: Tensor, metric: Tensor, bits: int, symmetric: bool) -> tup
         zero,
         out,
         n,
-        ROWS=ROWS,
-        N=max(16, triton.next_power_of_2(n)),
         MAX_CODE=2**bits - 1,
         SYMMETRIC=symmetric,
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        enable_fp_fusion=False,
+        **row_tiles(n),
     )
     return scale, zero
+
+
+def row_tiles(n: int) -> dict[str, Any]:
+    """How kernels are launched whose programs hold ROWS rows of n columns in registers, and round as the definitions do."""
+    tile = {"ROWS": ROWS, "N": max(16, triton.next_power_of_2(n))}
+    return tile | {"num_warps": NUM_WARPS, "num_stages": NUM_STAGES, "enable_fp_fusion": False}
+
+
+def compiled_row_tiles(name: str, kernel: Any, pointers: Mapping[str, str], n: int, **constants: Any) -> Compilation:
+    """Such a kernel, with the sizes `out` and `n` after its pointers, ahead of time."""
+    return Compilation(
+        name=name,
+        kernel=kernel,
+        signature={**pointers, "out": "i32", "n": "i32"},
+        constants={"ROWS": ROWS, "N": n, **constants},
+        aligned=(*pointers, "out", "n"),
+        num_warps=NUM_WARPS,
+        num_stages=NUM_STAGES,
+        fp_fusion=False,
+    )
 
 
 @triton.jit
@@ -157,16 +176,8 @@ def _fit(weight, metric, scale, zero, out, n, ROWS: tl.constexpr, N: tl.constexp
 
 
 def _compilation(name: str, symmetric: bool) -> Compilation:
-    return Compilation(
-        name=f"fit_group/{name}",
-        kernel=_fit,
-        signature={"weight": "*fp32", "metric": "*fp32", "scale": "*fp32", "zero": "*fp32", "out": "i32", "n": "i32"},
-        constants={"ROWS": ROWS, "N": LARGEST_GROUP, "MAX_CODE": 15, "SYMMETRIC": symmetric},
-        aligned=("weight", "metric", "scale", "zero", "out", "n"),
-        num_warps=NUM_WARPS,
-        num_stages=NUM_STAGES,
-        fp_fusion=False,
-    )
+    pointers = dict.fromkeys(("weight", "metric", "scale", "zero"), "*fp32")
+    return compiled_row_tiles(f"fit_group/{name}", _fit, pointers, LARGEST_GROUP, MAX_CODE=15, SYMMETRIC=symmetric)
 
 
 COMPILATIONS = (_compilation("symmetric-g128", True), _compilation("asymmetric-g128", False))
