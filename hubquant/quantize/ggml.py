@@ -20,7 +20,6 @@ __all__ = ["GGML_TYPES", "NEEDS_IMPORTANCE", "GgmlType", "decode", "encode", "fa
 GGML_TYPES: dict[str, GgmlType] = {**KERNEL_TYPES, **IQ_TYPES}
 
 Mode = Literal["best", "reference"]
-USUAL_IMPORTANCE = 2.0**60  # sums over a row of larger ones may overflow, and those of ones smaller than its inverse vanish
 
 # llama.cpp's substitute when a row is not a whole number of 256-weight blocks
 _FALLBACK = {
@@ -84,16 +83,24 @@ def encode(weight: Tensor, type_name: str, importance: Tensor | None = None, mod
 
 
 def _checked_importance(importance: Tensor, weight: Tensor) -> Tensor:
-    """On the device of the weights, float32, of a size whose sums are numbers."""
+    """On the device of the weights, float32, each row about 1."""
     if importance.shape not in (weight.shape[1:], weight.shape):
         raise BadModel(f"importance of shape {tuple(importance.shape)} does not match {weight.shape[1]} input columns")
     importance = importance.to(device=weight.device, dtype=torch.float32)
-    low, high = (float(t) for t in torch.aminmax(importance)) if importance.numel() else (0.0, 0.0)
+    if not importance.numel():
+        return importance
+    low, high = (float(t) for t in torch.aminmax(importance))
     if not 0 <= low <= high < math.inf:
         raise BadModel("importance must be finite and not negative; calibrate again")
-    if high == 0 or 1 / USUAL_IMPORTANCE <= high <= USUAL_IMPORTANCE:
-        return importance
-    return (importance.double() * 2.0 ** -math.frexp(high)[1]).float()  # a power of two changes no choice
+    return _about_one(importance)
+
+
+def _about_one(importance: Tensor) -> Tensor:
+    """Each row of importance times the power of two that brings its largest near 1, which changes no choice: sums of larger ones
+    may overflow, and those of smaller ones vanish. Rows of zeros stay as they are."""
+    _, exponent = torch.frexp(importance.amax(-1, keepdim=True))
+    half = exponent // 2  # 2¹⁴⁹, for the smallest of all, is no float32
+    return torch.ldexp(torch.ldexp(importance, -half), half - exponent)
 
 
 def decode(data: Tensor, type_name: str) -> Tensor:

@@ -27,10 +27,13 @@ _PIECE = 1 << 16
 
 
 def encode(weight: Tensor, kind: GgmlType, importance: Tensor | None) -> Tensor:
-    """Weights [out, in] → uint8 [out, row_bytes], as ggml writes them. `importance` [in] or [out, in]; without it ggml's own
-    weights."""
+    """Weights [out, in] → uint8 [out, row_bytes], as ggml writes them. `importance` [in] or [out, in], the largest of a row about
+    1 (ggml's sums are float32, and its search for a lattice point ends the process where one is infinite); where all are zero all
+    count alike, and without it go ggml's own weights."""
     rows = weight.detach().float().cpu().contiguous().numpy()
-    scaled = None if importance is None else _within_range(importance).cpu().contiguous().numpy()
+    scaled = None
+    if importance is not None:
+        scaled = torch.where(importance.amax(-1, keepdim=True) > 0, importance, 1).cpu().contiguous().numpy()
     out = np.empty((rows.shape[0], rows.shape[1] // kind.block_size * kind.type_size), np.uint8)
 
     def quantize(start: int, end: int) -> None:
@@ -42,14 +45,6 @@ def encode(weight: Tensor, kind: GgmlType, importance: Tensor | None) -> Tensor:
 
     _each_piece(quantize, *rows.shape)
     return torch.from_numpy(out).to(weight.device)
-
-
-def _within_range(importance: Tensor) -> Tensor:
-    """Times a power of two for each row, which changes no choice, so that its largest is about 1 and ggml's float32 sums are finite
-    (its search for a lattice point ends the process where one is not); all alike where all are zero."""
-    largest = importance.amax(-1, keepdim=True).double()
-    scaled = (importance.double() * torch.exp2(-largest.log2().round())).float()
-    return torch.where(largest > 0, scaled, torch.ones_like(importance))
 
 
 def decode(data: Tensor, kind: GgmlType) -> Tensor:
