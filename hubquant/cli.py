@@ -14,7 +14,7 @@ from hubquant import __version__, console, exits, memory
 from hubquant.artifact import Base, Report
 from hubquant.config import Settings
 from hubquant.errors import HubquantError, UsageError
-from hubquant.recipe import DEFAULT_VARIANTS, KNOWN_VARIANTS, Calibration, EvaluationPlan, Recipe
+from hubquant.recipe import DEFAULT_VARIANTS, KNOWN_VARIANTS, Calibration, EvaluationPlan, Recipe, variant
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,7 +85,7 @@ def quantize(
         )
     if imatrix is not None and not model.endswith(".gguf"):
         raise UsageError("--imatrix goes with a GGUF file as MODEL; a folder is calibrated in the pass itself")
-    if dynamic and not any(name.startswith("gptq-int") for name in recipe.variants):
+    if dynamic and not any(variant(name).format == "gptq" for name in recipe.variants):
         raise UsageError("--dynamic is for GPTQ, and none of the variants is (as gptq-int4-g128)")
     output.check_folder(out, replace)
     folder, base = _model(model) if base_file is None else (Path(model), _read(Base, base_file))
@@ -96,8 +96,8 @@ def quantize(
     _show(report, as_json)
     if not as_json:
         following = f"publish {out} --to YOUR-NAME" if evaluation else f"evaluate {out} --base {model}"
-        console.people().print(f"in {out}: {', '.join(str(a.path(out).relative_to(out)) for a in report.artifacts)}")
-        console.people().print(f"next: hubquant {following}")
+        made = ", ".join(str(artifact.path(out).relative_to(out)) for artifact in report.artifacts)
+        console.people().print(f"in {out}: {made}\nnext: hubquant {following}")
 
 
 @app.command()

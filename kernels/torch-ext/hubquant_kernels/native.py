@@ -150,17 +150,16 @@ def _columns() -> ctypes.CDLL | None:
 def _library(source: str, type_name: str) -> ctypes.CDLL | None:
     """The compiled source; None where there is no compiler, or it fails, or what it made cannot be loaded, which is said once."""
     cxx = compiler()
-    if cxx is None and not os.environ.get("CXX"):
+    if cxx is None:
+        if named := os.environ.get("CXX"):
+            _say(f"there is no compiler {named} (CXX)")
         return None
     try:
-        if cxx is None:
-            raise OSError(f"there is no compiler {os.environ['CXX']} (CXX)")
         return _loaded(cxx, type_name, source)
     except subprocess.CalledProcessError as error:
-        why = f"{cxx[0] if cxx else ''} says: {error.stderr.strip() or error}"
+        _say(f"{cxx[0]} says: {error.stderr.strip() or error}")
     except OSError as error:
-        why = f"{error}; HUBQUANT_CACHE names another folder"
-    _say(f"weights are quantized several times slower than they could be: the machine code for it could not be made. {why}")
+        _say(f"{error}; HUBQUANT_CACHE names another folder")
     return None
 
 
@@ -175,7 +174,8 @@ def _loaded(cxx: Sequence[str], type_name: str, source: str) -> ctypes.CDLL:
 
 
 @functools.cache
-def _say(sentence: str) -> None:
+def _say(why: str) -> None:
+    sentence = f"weights are quantized several times slower than they could be: the machine code for it could not be made. {why}"
     warnings.warn(sentence, RuntimeWarning, stacklevel=5)
 
 
