@@ -88,25 +88,24 @@ def problem(batch: int, out: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize(("batch", "out", "n"), [(1, 4096, 128), (3, 77, 128), (2, 33, 48)])
 def test_gptq_block(batch: int, out: int, n: int) -> None:
-    """The same codes but where torch fuses a product into its sum, and a row that differs goes on differing."""
     weight, factor, _ = problem(batch, out, n)
     scale, zero = weight.abs().amax(-1, keepdim=True) / 7.5, torch.full((batch, out, 1), 8.0)
-    codes, errors = gptq_block(*cuda(weight, factor, scale, zero), 15)
-    expected, their_errors = gptq_block(weight, factor, scale, zero, 15)
-    assert float((codes.cpu() == expected).float().mean()) >= 0.995
-    same = (codes.cpu() == expected).all(dim=-1)
+    check_columns(gptq_block(*cuda(weight, factor, scale, zero), 15), gptq_block(weight, factor, scale, zero, 15))
+
+
+def check_columns(ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]) -> None:
+    """The same codes but where torch fuses a product into its sum, and a row that differs goes on differing."""
+    (codes, errors), (expected, their_errors) = (o.cpu() for o in ours), theirs
+    assert float((codes == expected).float().mean()) >= 0.995
+    same = (codes == expected).all(dim=-1)
     assert bool(same.any())
-    assert torch.allclose(errors.cpu()[same], their_errors[same], rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
+    assert torch.allclose(errors[same], their_errors[same], rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
 
 
 def test_gptq_codebook_block() -> None:
     weight, factor, _ = problem(1, 4096, 32)
-    scale = weight[0].abs().amax(-1, keepdim=True) / 127
-    codes, errors = gptq_codebook_block(*cuda(weight[0], factor[0], scale))
-    expected, their_errors = gptq_codebook_block(weight[0], factor[0], scale)
-    assert float((codes.cpu() == expected).float().mean()) >= 0.995
-    same = (codes.cpu() == expected).all(dim=-1)
-    assert torch.allclose(errors.cpu()[same], their_errors[same], rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
+    arguments = weight[0], factor[0], weight[0].abs().amax(-1, keepdim=True) / 127
+    check_columns(gptq_codebook_block(*cuda(*arguments)), gptq_codebook_block(*arguments))
 
 
 @pytest.mark.parametrize(("out", "width", "groups"), [(4096, 1024, 8), (65, 320, 1)])

@@ -61,7 +61,7 @@ def _loaded(path: Path) -> Any:
 def test_f16_logits_are_those_of_transformers(made: Any, windows: list[list[int]]) -> None:
     model, paths = made
     reference, found = decoded(model, paths["F16"]), _loaded(paths["F16"])
-    pairs = [(torch_logits(reference, w), logits(found, w)) for w in windows[:4]]
+    pairs = [(torch_logits(reference, w), logits(found, w)) for w in windows]
     kl = torch.tensor([mean_kl(p, q) for ours, theirs in pairs for p, q in zip(ours, theirs, strict=True)])
     # llama.cpp rounds the inputs of F16 matrices to F16; a token whose router is that near to a tie goes to another expert
     moved = kl > 1e-3

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hubquant_kernels import gptq_block as definition
+from hubquant_kernels.ggml_codebook import codebook
 from hubquant_kernels.gpu import gptq_block as kernel
 from torch import Tensor
 
@@ -23,14 +24,18 @@ def problem(out: int, n: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     return weight, factor.float(), scale, zero
 
 
-def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor], codes: Tensor, errors: Tensor) -> None:
-    """Walk the channels in float64 with the codes that were chosen: each must be the nearest to what compensation left there."""
+def check(inputs: tuple[Tensor, Tensor, Tensor, Tensor], codes: Tensor, errors: Tensor, levels: Tensor | None = None) -> None:
+    """Walk the channels in float64 with the codes that were chosen: each must be the nearest to what compensation left there.
+
+    levels [16]: what the codes stand for, in steps from zero; by themselves 0 to MAX_CODE."""
     weight, factor, scale, zero = (t.double() for t in inputs)
-    rest = weight.clone()
+    levels = torch.arange(MAX_CODE + 1.0) if levels is None else levels
+    rest, levels = weight.clone(), levels.double()
     for i in range(weight.shape[1]):
-        target = torch.clamp(rest[:, i] / scale[:, 0] + zero[:, 0], 0, MAX_CODE)
-        assert float((codes[:, i].double() - target).abs().max()) <= 0.5 + NEAR_TIE
-        error = (rest[:, i] - (codes[:, i].double() - zero[:, 0]) * scale[:, 0]) / factor[i, i]
+        target, chosen = rest[:, i] / scale[:, 0] + zero[:, 0], levels[codes[:, i].long()]
+        nearest = (levels - target[:, None]).abs().amin(1)
+        assert float(((chosen - target).abs() - nearest).max()) <= 2 * NEAR_TIE
+        error = (rest[:, i] - (chosen - zero[:, 0]) * scale[:, 0]) / factor[i, i]
         assert torch.allclose(errors[:, i].double(), error, rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
         rest[:, i + 1 :] -= error[:, None] * factor[i, None, i + 1 :]
 
@@ -83,8 +88,6 @@ def test_codes_of_the_codebook_are_the_definitions(out: int) -> None:
     weight, factor, scale, _ = problem(out, n=32, seed=out)
     scale /= 16
     codes, errors = kernel.gptq_codebook_block(weight, factor, scale)
-    expected, their_errors = definition.gptq_codebook_block(weight, factor, scale)
-    assert set(codes.flatten().tolist()) <= set(range(16))
-    same = (codes == expected).all(dim=1)
-    assert int(same.sum()) >= out - 1
-    assert torch.allclose(errors[same], their_errors[same], rtol=1e-4, atol=1e-5 * float(errors.abs().max()))
+    expected, _ = definition.gptq_codebook_block(weight, factor, scale)
+    check((weight, factor, scale, torch.zeros(out, 1)), codes, errors, codebook(weight.device))
+    assert int((codes == expected).all(dim=1).sum()) >= out - 1
