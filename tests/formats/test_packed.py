@@ -1,79 +1,26 @@
 """GPTQ and AWQ folders: what is solved is what is read back, what cannot be packed stays in 16 bit and is recorded."""
 
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load_file
 
 from hubquant.artifact import Artifact, Report, file_sha256
-from hubquant.calibrate.statistics import InputStatistics
 from hubquant.errors import BadModel
-from hubquant.formats.packed import PackedWriter, solver
+from hubquant.formats.packed import solver
 from hubquant.formats.packedsource import PackedSource
 from hubquant.model.checkpoint import Checkpoint
 from hubquant.model.layer import Layer
-from hubquant.model.topology import Absorber, LayerInput
 from hubquant.quantize.actorder import solve_static
 from hubquant.quantize.awq import search_scale
 from hubquant.quantize.gptq import solve
 from hubquant.quantize.grid import Grid
-from hubquant.recipe import BITS, ROW, VARIANTS, override, variant
-
-GPTQ, AWQ = VARIANTS["gptq-int4-g128"], VARIANTS["awq-int4-g128"]
-PREFIX = "model.layers.0."
-
-
-def inputs(width: int, seed: int = 0) -> Tensor:
-    random = torch.Generator().manual_seed(seed)
-    x = torch.randn(300, width, generator=random) @ torch.randn(width, width, generator=random) / width**0.5
-    x[:, ::16] *= 20
-    return x
-
-
-def layer(up: tuple[int, int], down: tuple[int, int], tokens: Tensor | None = None, absorber: bool = False) -> Layer:
-    """Norm → up → down, as a feed-forward block has them, with a bias; `up` and `down` are [out, in]."""
-    random = torch.Generator().manual_seed(7)
-    tensors = {
-        "norm.weight": torch.rand(up[1], generator=random) + 0.5,
-        "up.weight": 0.02 * torch.randn(*up, generator=random),
-        "up.bias": torch.randn(up[0], generator=random),
-        "down.weight": 0.02 * torch.randn(*down, generator=random),
-    }
-    statistics = {"up": InputStatistics(up[1]), "down": InputStatistics(down[1])}
-    statistics["up"].add(inputs(up[1]) if tokens is None else tokens)
-    statistics["down"].add(inputs(down[1], seed=1))
-    read = LayerInput(("up",), Absorber("norm", torch.arange(up[1])) if absorber else None)
-    return Layer(PREFIX, tensors, (read, LayerInput(("down",), None)), statistics)
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    folder = tmp_path / "base"
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 64, "torch_dtype": "bfloat16"}))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "chat_template.jinja").write_text("{{ messages }}")
-    (folder / "pytorch_model.bin").write_text("never copied")
-    return folder
-
-
-def make(base: Path, one: Layer, variant: Any = GPTQ, **options: Any) -> tuple[Path, Artifact]:
-    """One layer and an embedding, written as `variant`."""
-    embedding = torch.linspace(-1, 1, 40 * 8).view(40, 8)
-    shapes = {PREFIX + n: tuple(t.shape) for n, t in one.tensors.items()} | {"model.embed_tokens.weight": (40, 8)}
-    folder = base.parent / variant.name
-    shutil.rmtree(folder, ignore_errors=True)
-    writer = PackedWriter(variant, folder, base, shapes, {PREFIX + "up.weight", PREFIX + "down.weight"}, **options)
-    writer.add_outside("model.embed_tokens.weight", embedding)
-    writer.add_layer(one)
-    assert all(p.name.endswith(".part") for p in folder.iterdir())
-    return folder, writer.finish()
+from hubquant.recipe import BITS, ROW, override, variant
+from tests.formats.packedlayers import AWQ, GPTQ, PREFIX, layer, make
 
 
 def record(artifact: Artifact, name: str) -> tuple[str, str]:
@@ -168,6 +115,13 @@ def test_overrides_hold_for_the_linears_that_they_name(base: Path) -> None:
     assert record(artifact, "up.weight")[0] == "int8-row"
     _, artifact = make(base, one, AWQ, overrides=given)  # which has one grid for all
     assert {record(artifact, name)[0] for name in ("up.weight", "down.weight")} == {"int4-g128"}
+
+
+def test_an_override_of_no_linear_is_refused(base: Path) -> None:
+    """Also one that an earlier one leaves nothing."""
+    for texts in ([r".*gate=16"], [r".*\.down=16", r".*layers\.0\.down=int8-g64"]):
+        with pytest.raises(BadModel, match=r"is the setting of no linear; their names are like model\.layers\.0\.down, model"):
+            make(base, layer((16, 64), (8, 64)), GPTQ, overrides=[override(text) for text in texts])
 
 
 def test_an_override_s_group_is_made_to_fit_its_own_linear(base: Path) -> None:
@@ -280,70 +234,3 @@ def test_a_real_model_reads_back_close_to_its_base(quantized_demo: Path, bundled
     assert max(t.output_error or 0 for t in artifact.tensors) < 0.1
     embedding = "model.embed_tokens.weight"
     assert torch.equal(source.tensor(embedding), dense.tensor(embedding).half())
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """Change keys of quantization_config; None removes one."""
-    config = json.loads((folder / "config.json").read_text())
-    block = config["quantization_config"] | changes
-    config["quantization_config"] = {k: v for k, v in block.items() if v is not None}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
-def rewrite(folder: Path, **tensors: Tensor | None) -> None:
-    """Replace tensors of linear `down` by suffix; None removes one."""
-    stored = load_file(folder / "model.safetensors")
-    for suffix, tensor in tensors.items():
-        stored.pop(f"{PREFIX}down.{suffix}")
-        if tensor is not None:
-            stored[f"{PREFIX}down.{suffix}"] = tensor
-    save_file(stored, folder / "model.safetensors")
-
-
-def read_down(folder: Path) -> Tensor:
-    return PackedSource(folder).tensor(PREFIX + "down.weight")
-
-
-def test_a_folder_that_is_not_packed_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(BadModel, match=r"quant_method is None; known: gptq, awq"):
-        PackedSource(base)
-    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
-        PackedSource(tmp_path / "nowhere")
-    (base / "config.json").write_text("[1, 2]")
-    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
-        PackedSource(base)
-    (base / "config.json").write_text("{ not json")
-    with pytest.raises(BadModel, match=r"config\.json cannot be read"):
-        PackedSource(base)
-
-
-def test_damage_in_a_folder_is_named(base: Path) -> None:
-    folder, _ = make(base, layer((16, 64), (8, 64)))
-    edit(folder, quant_method="bitsandbytes")
-    with pytest.raises(BadModel, match=r"quant_method is 'bitsandbytes'"):
-        PackedSource(folder)
-    edit(folder, quant_method="gptq", bits=5)
-    with pytest.raises(BadModel, match=r"bits is 5; hubquant reads 2, 3, 4, 8 bits"):
-        read_down(folder)
-    edit(folder, bits=4, checkpoint_format="gptq_v3")
-    with pytest.raises(BadModel, match=r"checkpoint_format is 'gptq_v3'"):
-        read_down(folder)
-    edit(folder, checkpoint_format="gptq")
-    rewrite(folder, g_idx=torch.full((64,), 9, dtype=torch.int32))
-    with pytest.raises(BadModel, match=r"tensor model\.layers\.0\.down\.g_idx names groups 9 to 9; there are 1"):
-        read_down(folder)
-    rewrite(folder, qzeros=torch.zeros(4, 1, dtype=torch.int32))
-    with pytest.raises(BadModel, match=r"tensor model\.layers\.0\.down\.qzeros has shape \[4, 1\]"):
-        read_down(folder)
-    rewrite(folder, qzeros=None)
-    with pytest.raises(BadModel, match=r"no tensor model\.layers\.0\.down\.qzeros in the checkpoint"):
-        read_down(folder)
-    with pytest.raises(BadModel, match=r"no tensor model\.layers\.9\.down\.qweight"):
-        PackedSource(folder).tensor("model.layers.9.down.weight")
-
-
-def test_scales_that_are_not_finite_are_named(base: Path) -> None:
-    folder, _ = make(base, layer((16, 64), (8, 64)), AWQ)
-    rewrite(folder, scales=torch.full((1, 8), float("nan")).half())
-    with pytest.raises(BadModel, match=r"tensor model\.layers\.0\.down\.scales holds 8 NaN or infinite values"):
-        read_down(folder)
